@@ -1,0 +1,49 @@
+"""One batch of sequences together with what is known about it.
+
+Tokens and masks travel in one object, so no metric can pair the tokens of one batch with the pattern list of another.
+Logit index `t` predicts token `t + 1`; both masks use that index and therefore have one position less than `tokens`.
+"""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)  # eq=False: == on tensors is elementwise
+class TokenBatch:
+    """Sequences of equal length without padding: every position is a real token and a real target.
+
+    Attributes:
+        tokens: [batch, position] token ids in 0..vocab_size-1.
+        predictable: [batch, position-1] where an ideal induction circuit can know token t+1 from tokens 0..t. Each
+            generator states its own rule.
+        boundary: [batch, position-1] where token t+1 is the first token of the first repeat: knowable only to a model
+            that knows the period. All False where there is no such position.
+        period: [batch] block length in tokens, or None where nothing repeats with a period.
+    """
+
+    tokens: Int64[Tensor, "batch position"]
+    predictable: Bool[Tensor, "batch position-1"]
+    boundary: Bool[Tensor, "batch position-1"]
+    period: Int64[Tensor, " batch"] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of sequences."""
+        return self.tokens.shape[0]
+
+    def to(self, device: torch.device | str) -> "TokenBatch":
+        """Return the same batch, of the same class, on `device`; tensors that are there already are shared."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **moved)
+
+    def sha256(self) -> str:
+        """Return a hash over shape, tokens and `predictable`: equal on every device and byte order."""
+        digest = hashlib.sha256(str(tuple(self.tokens.shape)).encode())
+        digest.update(self.tokens.cpu().numpy().astype("<i8").tobytes())
+        digest.update(self.predictable.cpu().numpy().astype("u1").tobytes())
+        return digest.hexdigest()

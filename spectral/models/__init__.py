@@ -1,0 +1,5 @@
+"""Models whose curvature and circuits the suite measures."""
+
+from spectral.models.transformer import Transformer, next_token_loss, rotary_angles
+
+__all__ = ["Transformer", "next_token_loss", "rotary_angles"]

@@ -1,0 +1,182 @@
+"""What `results.h5` contains: every dataset with its axes, type, unit and meaning, as one table.
+
+The table is a pure function of a `RunLayout` (the sizes and labels of one run). Writer, recovery and reader all derive
+from it, so a file rebuilt after a crash has the same objects as a fresh one.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from spectral.storage.definitions import Attribute, dataset_rows
+from spectral.storage.layout import RunLayout
+
+SCHEMA_NAME = "spectral.results"
+SCHEMA_VERSION = "1.0"
+"""MAJOR.MINOR: readers accept every file of their own MAJOR."""
+
+SNAPSHOT_GROUPS = ("behaviour", "hessian", "circuits", "detector")
+"""Groups that gain exactly one row per snapshot, all in the same commit."""
+
+STATUS_CODES = {"running": 0, "finished": 1, "failed": 2}
+
+SNAPSHOT_SCALAR_CHUNK = 64
+TRAIN_CHUNK = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One named axis of a group: its coordinate values, or None for the axis that grows."""
+
+    name: str
+    values: np.ndarray | None
+    long_name: str
+
+    @property
+    def size(self) -> int:
+        """Number of entries; 0 for the growing axis of an empty file."""
+        return 0 if self.values is None else len(self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """One dataset of the file.
+
+    Attributes:
+        path: `group/name`.
+        dims: axis names, the growing one first.
+        row_shape: shape of one row, that is without the first axis.
+        dtype: NumPy type name.
+        units: unit, "1" for pure numbers.
+        long_name: what the number is, in words.
+        chance: value without any learning, where it is known from the layout.
+        ceiling: best possible value.
+        definition: identifier of the formula.
+        extra: further attributes.
+    """
+
+    path: str
+    dims: tuple[str, ...]
+    row_shape: tuple[int, ...]
+    dtype: str
+    units: str
+    long_name: str
+    chance: float | None = None
+    ceiling: float | None = None
+    definition: str | None = None
+    extra: tuple[tuple[str, Attribute], ...] = ()
+
+    @property
+    def group(self) -> str:
+        """Name of the group."""
+        return self.path.split("/")[0]
+
+    @property
+    def name(self) -> str:
+        """Name within the group."""
+        return self.path.split("/")[1]
+
+    @property
+    def fill_value(self) -> float | int:
+        """Value of what was never written: NaN, or -1 for integers. With 0 an unwritten step would read as step 0."""
+        return math.nan if np.dtype(self.dtype).kind == "f" else -1
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """One row where a row holds an array, many rows for scalars."""
+        if self.row_shape:
+            return (1, *self.row_shape)
+        return (TRAIN_CHUNK if self.group == "train" else SNAPSHOT_SCALAR_CHUNK,)
+
+    @property
+    def fletcher32(self) -> bool:
+        """Whether chunks carry a checksum: only those that are written once.
+
+        A chunk of several rows is rewritten at each append; a live reader that catches it half written would see the
+        checksum fail, and a torn rewrite would condemn good rows for ever.
+        """
+        return bool(self.row_shape)
+
+    @property
+    def attributes(self) -> dict[str, Attribute]:
+        """Attributes to store with the dataset."""
+        found: dict[str, Attribute] = {"units": self.units, "long_name": self.long_name}
+        for key in ("chance", "ceiling", "definition"):
+            value = getattr(self, key)
+            if value is not None:
+                found[key] = value
+        found.update(self.extra)
+        return found
+
+
+def group_axes(layout: RunLayout) -> dict[str, tuple[Axis, ...]]:
+    """Return the axes of each group, the growing one first, without those of size 0."""
+    heads = {
+        "layer": _count(layout.n_layers, "layer", "Layer"),
+        "head": _count(layout.n_heads, "head", "Head"),
+        "eigen": _count(layout.d_head, "eigen", "Eigenvalue index, largest modulus first"),
+        "part": Axis(name="part", values=_labels(("real", "imaginary")), long_name="Part of a complex number"),
+        "layer_from": _count(layout.n_layers, "layer_from", "Layer of the earlier head"),
+        "head_from": _count(layout.n_heads, "head_from", "Earlier head"),
+        "layer_to": _count(layout.n_layers, "layer_to", "Layer of the later head"),
+        "head_to": _count(layout.n_heads, "head_to", "Later head"),
+        "query": _count(layout.attention_positions, "query", "Position that attends"),
+        "key": _count(layout.attention_positions, "key", "Position attended to"),
+    }
+    step = Axis(name="step", values=None, long_name="Optimizer steps completed")
+    groups = {
+        "train": (Axis(name="train_step", values=None, long_name="Optimizer steps completed"),),
+        "behaviour": (
+            step,
+            _count(max(layout.seq_length - 1, 0), "position", "Position of the predicting token"),
+            Axis(name="period", values=np.asarray(layout.probe_periods, dtype=np.int64), long_name="Repeat period"),
+        ),
+        "hessian": (
+            step,
+            _count(layout.n_top, "rank", "Rank from the largest eigenvalue, 0 = largest"),
+            _count(layout.n_negative, "rank_negative", "Rank from the smallest eigenvalue, 0 = most negative"),
+            Axis(name="block", values=_labels(layout.block_names), long_name="Parameter block"),
+        ),
+        "circuits": (step, *heads.values()),
+        "detector": (step,),
+    }
+    return {group: tuple(a for a in axes if a.values is None or a.size) for group, axes in groups.items()}
+
+
+def dataset_table(layout: RunLayout) -> tuple[DatasetSpec, ...]:
+    """Return every growing dataset of a run with this layout, growing axes included, in file order.
+
+    Datasets with an axis of size 0 are left out.
+    """
+    table: list[DatasetSpec] = []
+    axes = group_axes(layout)
+    for group, rows in dataset_rows(layout).items():
+        sizes = {axis.name: axis.size for axis in axes[group]}
+        for row in rows:
+            if any(dim not in sizes for dim in row.dims):
+                continue
+            table.append(
+                DatasetSpec(
+                    path=f"{group}/{row.name}",
+                    dims=(axes[group][0].name, *row.dims),
+                    row_shape=tuple(sizes[dim] for dim in row.dims),
+                    dtype=row.dtype,
+                    units=row.units,
+                    long_name=row.long_name,
+                    chance=row.chance,
+                    ceiling=row.ceiling,
+                    definition=row.definition,
+                    extra=row.extra,
+                )
+            )
+    return tuple(table)
+
+
+def _count(size: int, name: str, long_name: str) -> Axis:
+    return Axis(name=name, values=np.arange(size, dtype=np.int64), long_name=f"{long_name}, counted from 0")
+
+
+def _labels(names: tuple[str, ...]) -> np.ndarray:
+    # Fixed-length bytes: SWMR cannot hold variable-length strings.
+    return np.array([name.encode("utf-8") for name in names], dtype=np.bytes_)

@@ -1,0 +1,521 @@
+"""The training loop: updates, snapshots, checkpoints, and a resume that continues bit for bit.
+
+Every random choice is a function of (seed, stream, step), so the state of a run is the weights, the optimizer and a few
+numbers. A snapshot row is on disk before the checkpoint of the same step is written; a checkpoint therefore never
+refers to rows that do not exist, and resuming drops exactly the rows after it.
+"""
+
+import contextlib
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spectral.circuits import attention_scores
+from spectral.config import RunConfig
+from spectral.data import DataSource
+from spectral.detection import OnlineDetector, OnlineEvent, RunVerdict
+from spectral.detection.signals import FAMILY_OF, LOG_SIGNALS, SIGNALS, signal_values
+from spectral.detection.thresholds import LEVELS, threshold
+from spectral.errors import CheckpointError, ConfigError, NonFiniteError, UserError
+from spectral.models import Transformer, next_token_loss
+from spectral.randomness import derive_seed
+from spectral.result import MetricResult
+from spectral.storage import (
+    ResultsWriter,
+    RunDirectory,
+    RunLayout,
+    checkpoint_name,
+    find_newest_checkpoint,
+    list_checkpoints,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from spectral.training.measure import (
+    CurvatureSettings,
+    Row,
+    measure_behaviour,
+    measure_circuits,
+)
+from spectral.training.monitor import SpectralMonitor, curvature_attributes, model_blocks, run_attributes
+from spectral.training.progress import Progress
+from spectral.training.schedule import learning_rate
+
+CHECKPOINT_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        step: optimizer updates completed.
+        finished: False when it was interrupted; a resume continues it.
+        verdict: of the offline detector, None without snapshots or when interrupted.
+        seconds: wall-clock time of this process's part.
+        measuring_seconds: of that, spent on snapshots.
+    """
+
+    step: int
+    finished: bool
+    verdict: RunVerdict | None
+    seconds: float
+    measuring_seconds: float
+
+
+def select_device(name: str) -> torch.device:
+    """Return the device that `--device` names.
+
+    Raises:
+        ConfigError: CUDA asked for where there is none, or an index that does not exist.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError([f"--device {name}: this machine or this PyTorch has no CUDA; use --device cpu"])
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(
+                [f"--device {name}: there are {torch.cuda.device_count()} CUDA devices; use a lower index"]
+            )
+    return device
+
+
+def make_deterministic(device: torch.device) -> None:
+    """Ask PyTorch for equal bits on equal input; on CPU its default for the operations used here."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+def make_optimizer(config: RunConfig, model: Transformer) -> torch.optim.Optimizer:
+    """Return the optimizer of a run."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), lr=config.lr, momentum=config.beta1, weight_decay=config.weight_decay
+        )
+    # Fused: one kernel instead of a dozen per parameter; the same update rule.
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+class Trainer:
+    """One run from its first step, or from its newest checkpoint, to its end.
+
+    Args:
+        config: the run's settings.
+        directory: its folder, open for writing.
+        resume: continue from the newest checkpoint instead of starting.
+        resume_anyway: continue although the machine or the library versions differ from those of the checkpoint.
+        progress: where to show progress; None = silent.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        *,
+        resume: bool = False,
+        resume_anyway: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        self.config, self.directory = config, directory
+        self._progress = progress
+        if config.n_threads:
+            torch.set_num_threads(config.n_threads)
+        self.device = select_device(config.device)
+        make_deterministic(self.device)
+        self.source = DataSource(config, self.device)
+        self.model = Transformer.from_config(config).to(self.device)
+        self.optimizer = make_optimizer(config, self.model)
+        self.detector = make_detector(config)
+        self.completed = 0
+        self._stop_at = config.num_steps
+        self._marked: set[int] = set()
+        self._snapshots = frozenset(config.snapshot_steps())
+        self._interrupted = False
+        self._accuracy: float | None = None
+        self._lambda_1: float | None = None
+        state = self._load(resume_anyway) if resume else None
+        self.monitor = self._open_monitor(state)
+        if state is not None:
+            self.monitor.load_state_dict(state["monitor"])
+
+    # the loop
+
+    def run(self) -> Outcome:
+        """Train to the end, or until interrupted.
+
+        Raises:
+            NonFiniteError: loss, gradient or spectrum became NaN or infinite. What was measured is on disk.
+            ResultsFileError, CheckpointError: the disk refused.
+        """
+        started = time.perf_counter()
+        try:
+            with self._interruptible():
+                self._advance()
+        except UserError as error:
+            self._fail(error)
+            raise
+        finished = self.completed >= self._stop_at
+        verdict = None
+        if finished:
+            save_checkpoint(self.directory.model_final_path, dict(self.model.state_dict()))
+            verdict = self.monitor.close()
+        else:
+            self.directory.log_event("interrupted", step=self.completed)
+            self.monitor.close(status="failed")
+        return Outcome(
+            step=self.completed,
+            finished=finished,
+            verdict=verdict,
+            seconds=time.perf_counter() - started,
+            measuring_seconds=self.monitor.seconds,
+        )
+
+    def _advance(self) -> None:
+        self.model.train()
+        if self.completed == 0:
+            self._measure()
+            self._save()
+        while self.completed < self._stop_at and not self._interrupted:
+            loss, norm = self._update()
+            self.completed += 1
+            step = self.completed
+            last = step >= self._stop_at
+            logged = step % self.config.log_interval == 0 or last
+            if logged or self.device.type == "cpu":
+                # On a GPU reading the loss waits for the device, so there it is checked where it is read anyway.
+                self._require_finite(loss, norm)
+            if logged:
+                self._log(loss, norm)
+            if step in self._snapshots or (last and self._snapshots):
+                self._measure()
+                last = step >= self._stop_at
+            if self._checkpoint_due(step) or last or self._interrupted:
+                self._require_finite(loss, norm)
+                self._save()
+            if self._progress is not None:
+                facts = {"loss": float(loss), "accuracy": self._accuracy, "lambda_1": self._lambda_1}
+                self._progress.update(step, **(facts if logged else {}))
+
+    def _update(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Do one optimizer update; return the batch's loss before it and the gradient norm before clipping."""
+        config, step = self.config, self.completed
+        if config.dropout:
+            torch.manual_seed(derive_seed(config.seed, "dropout", step))
+        if config.use_lr_schedule:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._learning_rate(step)
+        batch = self.source.batch(step)
+        loss = next_token_loss(self.model, batch.tokens)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        largest = config.grad_clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest)
+        self.optimizer.step()
+        return loss.detach(), norm
+
+    def _learning_rate(self, step: int) -> float:
+        config = self.config
+        return learning_rate(
+            step,
+            lr=config.lr,
+            num_steps=config.num_steps,
+            use_schedule=config.use_lr_schedule,
+            warmup_steps=config.warmup_steps,
+        )
+
+    def _require_finite(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        if not (math.isfinite(float(loss)) and math.isfinite(float(norm))):
+            msg = (
+                f"step {self.completed}: the loss ({float(loss):g}) or its gradient ({float(norm):g}) is not finite; "
+                f"lower --lr {self.config.lr:g} or set --grad_clip. earlier results are in {self.directory.path}"
+            )
+            raise NonFiniteError(msg)
+
+    def _log(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        config = self.config
+        self.monitor.log(
+            self.completed,
+            loss=float(loss),
+            learning_rate=self._learning_rate(self.completed - 1),
+            gradient_norm=float(norm),
+            tokens_seen=self.completed * config.batch_size * config.seq_length,
+        )
+
+    # snapshots and detection
+
+    def _measure(self) -> None:
+        if not self._snapshots:
+            return
+        events: list[OnlineEvent] = []
+
+        def detect(row: Row) -> Row:
+            if self.detector is None:
+                return {}
+            values = {name: float(value) for name, value in signal_values(row.__getitem__, row).items()}
+            events.extend(self.detector.update(self.completed, values))
+            return {f"detector/{name}": value for name, value in self.detector.statistics.items()}
+
+        row = self.monitor.snapshot(self.completed, extra=detect)
+        self._accuracy = float(row["behaviour/induction_accuracy"])
+        eigenvalues = row.get("hessian/eigenvalues")
+        self._lambda_1 = None if eigenvalues is None else float(eigenvalues[0])
+        for event in events:
+            self._announce(event)
+
+    def _announce(self, event: OnlineEvent) -> None:
+        self.directory.log_event(
+            "detector", event=event.kind, **{name: value for name, value in event.to_dict().items() if name != "kind"}
+        )
+        if event.kind != "transition_confirmed":
+            return
+        self.directory.log_event(
+            "transition", step=self.completed, midpoint=event.midpoint, signals=list(event.signals)
+        )
+        self._marked.add(self.completed)  # its checkpoint is written after this snapshot and never pruned
+        if self._progress is not None:
+            self._progress.message(
+                f"step {self.completed}: transition confirmed, midpoint about step {event.midpoint:.0f} "
+                f"({', '.join(event.signals)})"
+            )
+        if self.config.stop_after_transition:
+            self._stop_at = min(self._stop_at, self.completed + self.config.stop_after_transition)
+
+    # state
+
+    def _checkpoint_due(self, step: int) -> bool:
+        interval = self.config.checkpoint_interval
+        return step in self._marked or bool(interval and step % interval == 0)
+
+    def _save(self) -> None:
+        """Write a checkpoint of the current step, then delete old ones."""
+        folder = self.directory.checkpoints_path
+        state = {
+            "format": CHECKPOINT_FORMAT,
+            "step": self.completed,
+            "config_digest": self.config.digest(),
+            "environment": self._environment(),
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "monitor": self.monitor.state_dict(),
+            "detector": None if self.detector is None else self.detector.state_dict(),
+            "stop_at": self._stop_at,
+            "marked": sorted(self._marked),
+            "committed": list(self.monitor.writer.committed),
+        }
+        save_checkpoint(folder / checkpoint_name(self.completed), state)
+        self.directory.log_event("checkpoint", step=self.completed)
+        if self.config.keep_checkpoints:
+            prune_checkpoints(folder, self.config.keep_checkpoints, self._marked)
+
+    def _load(self, resume_anyway: bool) -> dict[str, Any] | None:
+        """Restore the newest good checkpoint; None when the run died before its first one."""
+        folder = self.directory.checkpoints_path
+        if not list_checkpoints(folder):
+            self.directory.log_event("resume", step=0, note="no checkpoint yet; starting from the first step")
+            return None
+        path, state, skipped = find_newest_checkpoint(folder, map_location=self.device)
+        for reason in skipped:
+            self.directory.log_event("checkpoint_skipped", reason=reason)
+            if self._progress is not None:
+                self._progress.message(f"skipped a damaged checkpoint: {reason}")
+        if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+            msg = f"{path} is no checkpoint of this suite; move it out of the folder"
+            raise CheckpointError(msg)
+        if state["config_digest"] != self.config.digest():
+            msg = f"{path} belongs to another configuration than {self.directory.path}/config.json; start a new run"
+            raise CheckpointError(msg)
+        self._require_same_environment(path, state["environment"], resume_anyway)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.detector is not None and state["detector"] is not None:
+            self.detector.load_state_dict(state["detector"])
+        self.completed = int(state["step"])
+        self._stop_at = int(state["stop_at"])
+        self._marked = set(state["marked"])
+        self.directory.log_event("resume", step=self.completed)
+        return state
+
+    def _environment(self) -> dict[str, Any]:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": name}
+
+    def _require_same_environment(self, path: Path, saved: dict[str, Any], resume_anyway: bool) -> None:
+        now = self._environment()
+        different = [f"{name} {saved.get(name)} -> {now[name]}" for name in now if saved.get(name) != now[name]]
+        if not different:
+            return
+        text = f"{path} was written under other conditions ({', '.join(different)})"
+        if not resume_anyway:
+            msg = (
+                f"{text}, so the bits would differ from an uninterrupted run; add --resume_anyway to go on all the same"
+            )
+            raise CheckpointError(msg)
+        self.directory.log_event("resume_anyway", differences=different)
+        if self._progress is not None:
+            self._progress.message(f"warning: {text}")
+
+    def _open_monitor(self, state: dict[str, Any] | None) -> SpectralMonitor:
+        config, path = self.config, self.directory.results_path
+        if path.exists():
+            # Also with no checkpoint: then nothing is kept, but probes and attributes are.
+            writer = ResultsWriter.reopen(path, last_step=self.completed if state is not None else -1)
+        else:
+            writer = self._create_results()
+        measurements = [
+            lambda model: measure_behaviour(model, self.source),
+            lambda model: measure_circuits(model, self.source),
+        ]
+        monitor = SpectralMonitor.over(
+            self.model,
+            next_token_loss,
+            self.source.curvature_probe.tokens,
+            self.directory,
+            writer,
+            settings=CurvatureSettings(
+                k=config.track_top_k_eigenvalues,
+                k_negative=config.track_negative_eigenvalues,
+                rtol=config.eigen_rtol,
+                max_products=config.max_products or None,
+                microbatch_size=config.eigen_microbatch_size or None,
+                dtype=getattr(torch, config.hessian_dtype),
+                seed=config.seed,
+            ),
+            eigen_interval=config.eigen_interval or config.num_steps,
+            measurements=measurements,
+            significance=config.significance,
+        )
+        if state is None:
+            self.directory.log_event("start", step=0, pid=os.getpid())
+        return monitor
+
+    def _create_results(self) -> ResultsWriter:
+        config, source = self.config, self.source
+        n = sum(parameter.numel() for parameter in self.model.parameters())
+        attention = source.attention_probe
+        layout = RunLayout(
+            n_layers=config.n_layers,
+            n_heads=config.n_heads,
+            d_head=config.d_head,
+            n_top=config.track_top_k_eigenvalues,
+            n_negative=config.track_negative_eigenvalues,
+            seq_length=config.seq_length,
+            vocab_size=config.vocab_size,
+            probe_periods=config.resolved_probe_periods,
+            block_names=tuple(model_blocks(self.model)),
+            signals=tuple(entry.name for entry in SIGNALS) if config.detect else (),
+            attention_positions=0 if attention is None else attention.tokens.shape[1],
+        )
+        probes = {
+            "curvature_tokens": source.curvature_probe.tokens,
+            "behaviour_tokens": source.behaviour_probe.tokens,
+            "behaviour_predictable": source.behaviour_probe.predictable,
+            "repeat_tokens": source.repeat_probe.tokens,
+        }
+        if attention is not None:
+            probes["attention_tokens"] = attention.tokens[0]
+        return ResultsWriter.create(
+            self.directory.results_path,
+            layout,
+            attributes=run_attributes(config.to_dict(), n_parameters=n, device=str(self.device)),
+            probes={name: tensor.cpu().numpy() for name, tensor in probes.items()},
+            dataset_attributes=self._dataset_attributes(n),
+        )
+
+    def _dataset_attributes(self, n: int) -> dict[str, dict[str, Any]]:
+        """Return chance levels and definitions that depend on the run: its size and its probes."""
+        config = self.config
+        attributes = curvature_attributes(
+            n, config.track_top_k_eigenvalues, {"probe_sha256": self.source.curvature_probe.sha256()}
+        )
+        t1, t2 = self.source.icl_positions
+        attributes["behaviour/icl_score"] = {"t1": t1, "t2": t2, "window": 1}
+        # Chance levels of the probe-dependent scores follow from the probe alone, so uniform attention gives them.
+        chances = uniform_attention_chances(self.source)
+        for name, result in chances.items():
+            attributes[f"circuits/{name}"] = {
+                "chance": float(np.mean(np.asarray(result.chance))),
+                "ln_treatment": "ignored",
+            }
+        if self.detector is not None:
+            level = threshold(len(self._snapshots), online_significance(config))
+            for entry in SIGNALS:
+                attributes[f"detector/{entry.name}"] = {
+                    "threshold": level,
+                    "long_name": f"Online statistic: {entry.long_name}",
+                }
+        return attributes
+
+    def _fail(self, error: UserError) -> None:
+        """Leave the run readable and say why it ended; the disk may be the reason, so nothing here may raise."""
+        with contextlib.suppress(UserError, OSError):
+            self.directory.log_event("error", step=self.completed, message=str(error))
+        with contextlib.suppress(UserError, OSError):
+            self.monitor.close(status="failed")
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """On Ctrl-C or SIGTERM finish the running step and save it; a second one ends at once."""
+
+        def stop(number: int, _frame: Any) -> None:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+            if self._progress is not None:
+                self._progress.message(f"{signal.Signals(number).name}: saving a checkpoint after this step")
+
+        previous = {}
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                previous[number] = signal.signal(number, stop)
+        except ValueError:  # not the main thread: the caller's own handlers stay
+            previous = {}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def make_detector(config: RunConfig) -> OnlineDetector | None:
+    """Return the online detector of a run; None when it is switched off or there is nothing to watch."""
+    if not config.detect or config.eigen_interval == 0:
+        return None
+    return OnlineDetector(
+        FAMILY_OF,
+        planned_steps=config.num_steps,
+        significance=online_significance(config),
+        log_signals=LOG_SIGNALS,
+        seed=config.seed,
+    )
+
+
+def online_significance(config: RunConfig) -> float:
+    """Return the run's significance, moved into the range for which online thresholds are calibrated."""
+    return min(max(config.significance, min(LEVELS)), max(LEVELS))
+
+
+def uniform_attention_chances(source: DataSource) -> dict[str, MetricResult]:
+    """Return every attention score of a head that attends uniformly on the repeat probe; its values are the chances."""
+    tokens = source.repeat_probe.tokens
+    length = tokens.shape[1]
+    uniform = torch.ones(length, length).tril()
+    uniform = (uniform / uniform.sum(dim=1, keepdim=True)).expand(len(tokens), 1, length, length)
+    scores = attention_scores(uniform, tokens.cpu())
+    return {name: result for name, result in scores.items() if name != "current_token_score"}

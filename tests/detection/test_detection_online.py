@@ -1,0 +1,196 @@
+"""The online detector: causality, resumption, states, and the whole-run false-alarm level."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+FAMILIES = {"loss": "behaviour", "score": "circuits", "lambda_1": "spectrum"}
+
+
+@pytest.fixture
+def detector():
+    from spectral.detection import OnlineDetector
+
+    def build(**options):
+        return OnlineDetector(FAMILIES, planned_steps=1000, **options)
+
+    return build
+
+
+def run(n=51, m=0.45, seed=0, kept=True):
+    """Return steps and rows of a run whose three signals change at m (and come back, unless kept)."""
+    from spectral.detection.statistic import sigmoid
+
+    rng = np.random.default_rng(seed)
+    t = np.linspace(0, 1, n)
+    change = sigmoid(t, m, 0.05) - (0 if kept else sigmoid(t, m + 0.1, 0.02))
+    rows = [
+        {
+            "loss": 2 * np.exp(-x / 0.03) + 2 - 1.5 * s + 0.03 * rng.standard_normal(),
+            "score": 0.05 + 0.8 * s + 0.02 * rng.standard_normal(),
+            "lambda_1": math.exp(1 + s + 0.1 * rng.standard_normal()),
+        }
+        for x, s in zip(t, change, strict=True)
+    ]
+    return [round(1000 * x) for x in t], rows
+
+
+def feed(detector, steps, rows):
+    return [event for step, row in zip(steps, rows, strict=True) for event in detector.update(step, row)]
+
+
+def test_a_transition_is_confirmed_soon_after_and_never_before(detector):
+    steps, rows = run()
+    events = feed(detector(log_signals=["lambda_1"]), steps, rows)
+    confirmed = [e for e in events if e.kind == "transition_confirmed"]
+    assert len(confirmed) == 1
+    assert 450 < confirmed[0].step <= 450 + 140
+    assert confirmed[0].midpoint == pytest.approx(450, abs=25)
+    assert len({FAMILIES[name] for name in confirmed[0].signals}) >= 2
+    kinds = [e.kind for e in events if e.signal == "score"]
+    assert kinds == ["candidate", "confirmed"]
+
+
+def test_a_change_that_does_not_stay_is_revoked(detector):
+    steps, rows = run(kept=False)
+    watcher = detector()
+    events = feed(watcher, steps, rows)
+    assert any(e.kind == "revoked" and e.signal == "score" for e in events)
+    assert not watcher.transition_confirmed
+
+
+@pytest.mark.parametrize("cut", [25, 30, 40])
+def test_the_future_cannot_change_the_past(detector, cut):
+    steps, rows = run()
+    other = [row if i < cut else {k: 10 * v for k, v in row.items()} for i, row in enumerate(rows)]
+    one, two = feed(detector(), steps[:cut], rows[:cut]), feed(detector(), steps, other)
+    assert one == [e for e in two if e.step < steps[cut]]
+
+
+@pytest.mark.parametrize("cut", [5, 26, 35])
+def test_resumed_equals_uninterrupted(detector, cut):
+    steps, rows = run()
+    whole = detector()
+    expected = feed(whole, steps, rows)
+    first = detector()
+    events = feed(first, steps[:cut], rows[:cut])
+    # Through JSON: only plain types survive, as in a checkpoint read with weights_only.
+    state = json.loads(json.dumps(first.state_dict(), allow_nan=False))
+    second = detector()
+    second.load_state_dict(state)
+    events += feed(second, steps[cut:], rows[cut:])
+    assert events == expected
+    assert second.statistics == whole.statistics
+    assert second.state_dict() == whole.state_dict()
+
+
+def test_state_passes_through_a_weights_only_checkpoint(detector, tmp_path):
+    import torch
+
+    steps, rows = run()
+    watcher = detector()
+    feed(watcher, steps[:30], rows[:30])
+    torch.save(watcher.state_dict(), tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True) == watcher.state_dict()
+
+
+def test_a_saved_state_does_not_grow_with_the_run(detector):
+    steps, rows = run()
+    watcher = detector()
+    feed(watcher, steps[:10], rows[:10])
+    state = watcher.state_dict()
+    other = detector()
+    other.load_state_dict(state)
+    feed(other, steps[10:], rows[10:])
+    feed(watcher, steps[10:], rows[10:])
+    assert len(state["tracks"]["loss"]["steps"]) == 10
+
+
+def test_statistics_are_nan_until_there_are_enough_snapshots(detector):
+    steps, rows = run()
+    watcher = detector(min_snapshots=20)
+    feed(watcher, steps[:19], rows[:19])
+    assert all(math.isnan(x) for x in watcher.statistics.values())
+    feed(watcher, steps[19:20], rows[19:20])
+    assert all(math.isfinite(x) for x in watcher.statistics.values())
+    assert set(watcher.thresholds) == set(FAMILIES)
+
+
+def test_missing_and_non_finite_values_are_skipped(detector):
+    steps, rows = run()
+    rows = [dict(row, loss=math.nan) if i % 7 == 3 else row for i, row in enumerate(rows)]
+    rows = [{k: v for k, v in row.items() if k != "score"} if i == 5 else row for i, row in enumerate(rows)]
+    events = feed(detector(), steps, rows)
+    assert any(e.kind == "transition_confirmed" for e in events)
+
+
+def test_a_constant_signal_never_alarms(detector):
+    watcher = detector()
+    events = feed(watcher, range(0, 1000, 20), [dict.fromkeys(FAMILIES, 0.1)] * 50)
+    assert events == []
+    assert watcher.statistics["loss"] == 0
+
+
+def test_events_are_json(detector):
+    for event in feed(detector(), *run()):
+        json.dumps(event.to_dict(), allow_nan=False)
+
+
+def test_bad_input_is_named_with_its_remedy(detector):
+    from spectral.detection import OnlineDetector
+
+    watcher = detector()
+    watcher.update(10, {"loss": 1.0})
+    with pytest.raises(ValueError, match=r"step=10 does not follow 10.*increase"):
+        watcher.update(10, {"loss": 1.0})
+    with pytest.raises(ValueError, match=r"unknown signals.*typo"):
+        watcher.update(20, {"typo": 1.0})
+    with pytest.raises(ValueError, match="at least one"):
+        OnlineDetector({}, planned_steps=10)
+    with pytest.raises(ValueError, match="planned_steps=0"):
+        OnlineDetector(FAMILIES, planned_steps=0)
+    with pytest.raises(ValueError, match=r"calibrated \[0.01, 0.2\]"):
+        detector(significance=0.5)
+    with pytest.raises(ValueError, match="min_snapshots=3"):
+        detector(min_snapshots=3)
+    with pytest.raises(ValueError, match="log_signals"):
+        detector(log_signals=["typo"])
+    with pytest.raises(ValueError, match="build it with"):
+        watcher.load_state_dict(OnlineDetector({"a": "b"}, planned_steps=1).state_dict())
+
+
+def test_thresholds_rise_with_length_and_strictness():
+    from spectral.detection.thresholds import LEVELS, threshold
+
+    assert threshold(50, 0.05) < threshold(100, 0.05) < threshold(150, 0.05)
+    by_level = [threshold(60, level) for level in LEVELS]
+    assert by_level == sorted(by_level)
+    assert threshold(5, 0.05) == threshold(30, 0.05)
+
+
+def test_stored_thresholds_hold_on_fresh_null_curves():
+    from spectral.detection.calibration import run_maxima
+    from spectral.detection.thresholds import threshold
+
+    h = threshold(50, 0.05)
+    for family in ("exponential", "slow_sigmoid", "persistent_noise"):
+        # 150 curves at 5 %: 7.5 expected; 18 have probability 0.0007.
+        assert np.count_nonzero(run_maxima(family, 50, 150, seed=7) > h) < 18, family
+
+
+@pytest.mark.slow
+def test_few_runs_of_a_null_family_are_ever_confirmed():
+    from spectral.detection import OnlineDetector
+    from spectral.detection.families import NULL
+
+    t = np.linspace(0, 1, 50)
+    for name, family in NULL.items():
+        alarms = 0
+        for i in range(100):
+            watcher = OnlineDetector({"y": "behaviour"}, planned_steps=1)
+            y, _ = family(t, np.random.default_rng([5, i]))
+            kinds = {e.kind for x, v in zip(t, y, strict=True) for e in watcher.update(x, {"y": v})}
+            alarms += "confirmed" in kinds
+        assert alarms <= 13, (name, alarms)  # nominal 5 %: 14 of 100 have probability 0.0005

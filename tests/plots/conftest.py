@@ -1,0 +1,198 @@
+"""A synthetic run: two layers of four heads, a sigmoid transition at step 500 of 1000, every value known."""
+
+from types import SimpleNamespace
+
+import matplotlib
+import pytest
+
+matplotlib.use("Agg")
+
+STEPS = range(0, 1001, 20)
+MIDPOINT, WIDTH = 500.0, 100.0
+N_PARAMETERS = 5_000
+INDUCTION_HEAD, PREVIOUS_HEAD = (1, 2), (0, 1)
+TOKENS = [3, 9, 1, 7] * 4
+BLOCKS = ("W_E", "W_pos", "L0.W_Q", "L0.W_K", "L0.W_V", "L0.W_O", "L1.W_Q", "L1.W_K", "L1.W_V", "L1.W_O", "W_U")
+
+
+def synthetic_snapshot(layout, step, rng):
+    """Return what one snapshot of the synthetic run stores."""
+    import numpy as np
+
+    s = 1 / (1 + np.exp(-np.log(9) * 2 * (step - MIDPOINT) / WIDTH))  # 10 % at onset, 90 % at end
+    early = np.exp(-step / 60)
+    n_layers, n_heads, d_head, k = layout.n_layers, layout.n_heads, layout.d_head, layout.n_top
+
+    def near(value, shape=(), sd=0.01):
+        return value + sd * rng.standard_normal(shape)
+
+    heads = (n_layers, n_heads)
+    induction, previous = near(0.04, heads), near(0.08, heads)
+    induction[INDUCTION_HEAD] += 0.9 * s
+    induction[1, 0] += 0.3 * s
+    previous[PREVIOUS_HEAD] += 0.88 / (1 + np.exp(-(step - 430) / 25))
+    copying, matching = near(0.0, heads, 0.06), near(0.0, heads, 0.06)
+    copying[INDUCTION_HEAD] += 0.85 * s
+    pair = (*heads, *heads)
+    composition, k_matching = near(0.18, pair, 0.008), near(0.0, pair, 0.08)
+    composition[(*PREVIOUS_HEAD, *INDUCTION_HEAD)] += 0.2 * s
+    k_matching[(*PREVIOUS_HEAD, *INDUCTION_HEAD)] += 0.8 * s
+    composition[1], k_matching[1] = np.nan, np.nan
+    composition[:, :, 0], k_matching[:, :, 0] = np.nan, np.nan
+    eigen = near(0.0, (*heads, d_head, 2), 0.4)
+    eigen[(*INDUCTION_HEAD, slice(None), 0)] += 4 * s
+    top = (6 + 30 * s * (1 - s) + 4 * s) * 0.72 ** np.arange(k) + 12 * early
+    share = np.minimum(0.5, 0.35 * s * (1 - s) * 4 + 0.02) * 0.6 ** np.arange(k)
+    mass = rng.dirichlet(np.r_[6 * (1 - s) + 0.5, np.full(9, 0.5 + s), 4], (k,))
+    positions = np.arange(layout.seq_length - 1)
+    late = 1 / (1 + np.exp(-(positions - 12) / 3))
+    length = layout.attention_positions
+    uniform = np.tril(np.ones((length, length))) / np.arange(1, length + 1)[:, None]
+    pattern = np.tile(uniform, (*heads, 1, 1))
+    shifted = np.eye(length, k=-1) + np.eye(length) * (np.arange(length) == 0)[:, None]
+    tokens = np.array(TOKENS[:length])
+    match = np.tril(tokens[:, None] == np.roll(tokens, 1)[None], 0) * (np.arange(length) > 0)[None]
+    match = np.where(match.sum(1, keepdims=True) > 0, match / np.maximum(match.sum(1, keepdims=True), 1), uniform)
+    pattern[INDUCTION_HEAD] = s * match + (1 - s) * uniform
+    pattern[PREVIOUS_HEAD] = s * shifted + (1 - s) * uniform
+    ln_v = np.log(layout.vocab_size)
+    return {
+        "step": step,
+        "behaviour/loss": near(ln_v * (1 - 0.55 * s) + 0.4 * early),
+        "behaviour/induction_loss": near(ln_v * (1 - 0.93 * s) + 0.4 * early),
+        "behaviour/induction_accuracy": np.clip(near(0.06 + 0.9 * s), 0, 1),
+        "behaviour/random_accuracy": np.clip(near(1 / layout.vocab_size, sd=0.003), 0, 1),
+        "behaviour/in_context_probability": np.clip(near(0.3 + 0.2 * (1 - early) + 0.45 * s), 0, 1),
+        "behaviour/loss_by_position": near(ln_v * (1 - 0.9 * s * late) + 0.4 * early, (len(positions),)),
+        "behaviour/induction_accuracy_period": np.clip(
+            near(0.05 + s * np.array([0.5, 0.9, 0.94, 0.9, 0.6]), (5,)), 0, 1
+        ),
+        "hessian/eigenvalues": top,
+        "hessian/negative_eigenvalues": -np.array([1.5, 0.9, 0.4])[: layout.n_negative] * (0.3 + 4 * s * (1 - s)),
+        "hessian/error_bounds": 0.02 * top * np.linspace(0.1, 1.5, k),
+        "hessian/negative_error_bounds": np.full(layout.n_negative, 0.02),
+        "hessian/residuals": 0.02 * top,
+        "hessian/converged": np.where((np.arange(k) == k - 1) & (step % 100 == 0), 0, 1),
+        "hessian/negative_converged": np.ones(layout.n_negative),
+        "hessian/gradient_alignment": share,
+        "hessian/gradient_alignment_total": share.cumsum(),
+        "hessian/eigenvector_overlap": np.full(k, np.nan) if step == 0 else np.clip(near(0.9 - s * (1 - s), k), 0, 1),
+        "hessian/block_mass": mass,
+        "hessian/trace": near(80 + 60 * s, sd=3),
+        "hessian/trace_standard_error": 4.0,
+        "hessian/noise_floor": 2e-5,
+        "circuits/induction_score": np.clip(induction, 0, 1),
+        "circuits/previous_token_score": np.clip(previous, 0, 1),
+        "circuits/duplicate_token_score": np.clip(near(0.05, heads), 0, 1),
+        "circuits/ov_copying_score": copying,
+        "circuits/qk_matching_score": matching,
+        "circuits/ov_eigenvalues": eigen,
+        "circuits/k_composition": composition,
+        "circuits/k_composition_matching": k_matching,
+        "circuits/attention_pattern": pattern,
+    }
+
+
+def synthetic_verdict(*, detected=True):
+    """Return the content of transitions.json for the synthetic run."""
+    times = {"onset": 450.0, "midpoint": 500.0, "end": 550.0, "interval": [490.0, 510.0], "abruptness": 14.2}
+    consensus = {
+        "detected": True, "verdict": "abrupt", "reason": None, **times, "p_value": 0.0012,
+        "agreeing_signals": {"circuits": ["induction_score"], "behaviour": ["induction_accuracy", "induction_loss"]},
+        "false_alarm_level": 0.01, "n_snapshots": 51,
+    }  # fmt: skip
+    lag = {
+        "first": "previous_token_score", "second": "induction_accuracy", "first_family": "circuits",
+        "second_family": "behaviour", "difference": -70.0, "interval": [-90.0, -50.0], "resolved": True,
+    }  # fmt: skip
+    if not detected:
+        consensus |= dict.fromkeys(times) | {"detected": False, "verdict": "gradual", "reason": "too_wide"}
+        consensus |= {"p_value": 0.2, "agreeing_signals": {}}
+    return {
+        "schema_version": "1.0",
+        "consensus": consensus,
+        "signals": {},
+        "lead_lag": [lag] if detected else [],
+        "false_alarm_level": 0.01,
+    }
+
+
+def make_run(folder, *, steps=STEPS, change=None, status="finished", verdict=None, train=True, config=None, **sizes):
+    """Write a synthetic run folder.
+
+    Args:
+        folder: of the run.
+        steps: of the snapshots; empty for a run without any.
+        change: callable that edits the values of a snapshot in place.
+        status: `finished`, `failed`, or `running` for a run that nobody finished.
+        verdict: content of transitions.json; None writes none.
+        train: whether there are training rows.
+        config: settings that differ.
+        sizes: fields of the layout that differ.
+    """
+    import numpy as np
+
+    from spectral.config import RunConfig
+    from spectral.storage import ResultsWriter, RunDirectory, RunLayout
+
+    settings = RunConfig(
+        seq_length=32, min_period=6, max_period=12, n_heads=4, d_model=32, num_steps=1000, eigen_interval=20
+    ).to_dict() | (config or {})
+    fields = {
+        "n_layers": 2, "n_heads": 4, "d_head": 8, "n_top": 10, "n_negative": 3, "seq_length": 32, "vocab_size": 50,
+        "probe_periods": (3, 6, 9, 12, 15), "block_names": BLOCKS, "attention_positions": 16,
+    }  # fmt: skip
+    layout = RunLayout(**(fields | sizes))
+    rng = np.random.default_rng(0)
+    attributes = {
+        "hessian/gradient_alignment": {"chance": 1 / N_PARAMETERS},
+        "behaviour/in_context_probability": {"chance": 0.25},
+        "circuits/induction_score": {"chance": 0.11},
+        "circuits/ov_copying_score": {"null_sd": 0.1},
+        "circuits/k_composition": {"chance": 0.177},
+    }
+    with (
+        RunDirectory.create(folder, settings) as directory,
+        ResultsWriter.create(
+            directory.results_path, layout, dataset_attributes=attributes, probes={"attention_tokens": np.array(TOKENS)}
+        ) as writer,
+    ):
+        for step in range(0, 1001 if train else 0, 10):
+            s = 1 / (1 + np.exp(-(step - 500) / 23))
+            writer.append_train({"step": step, "loss": 3.9 - 2.1 * s + 0.05 * rng.standard_normal()})
+        known = {spec for spec in writer._specs}
+        for step in steps:
+            values = synthetic_snapshot(layout, step, rng)
+            if change is not None:
+                change(values)
+            writer.append_snapshot({name: value for name, value in values.items() if name in known or name == "step"})
+        writer.set_status(status)
+        if verdict is not None:
+            directory.write_json("transitions.json", verdict)
+    return folder
+
+
+@pytest.fixture
+def synthetic():
+    """The numbers and the writer of the synthetic run."""
+    return SimpleNamespace(
+        make=make_run,
+        verdict=synthetic_verdict,
+        n_parameters=N_PARAMETERS,
+        induction_head=INDUCTION_HEAD,
+        previous_head=PREVIOUS_HEAD,
+        tokens=TOKENS,
+    )
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    """A finished run with a detected transition; tests only read it."""
+    return make_run(tmp_path_factory.mktemp("runs") / "synthetic", verdict=synthetic_verdict())
+
+
+@pytest.fixture
+def run(run_folder):
+    from spectral.storage import open_run
+
+    return open_run(run_folder)
