@@ -34,7 +34,11 @@ $(VENV)/.dev: $(VENV)/.base requirements-dev.txt
 	@touch $@
 
 demo: $(VENV)/.base
-	$(RUN) train.py --preset demo --run_name demo --overwrite $(ARGS)
+	@# A finished demo is only drawn again, an interrupted one goes on; ARGS means that something else is wanted.
+	@if [ -n "$(ARGS)" ]; then $(RUN) train.py --preset demo --run_name demo --overwrite $(ARGS); \
+	elif [ -e runs/demo/model_final.pt ]; then echo "runs/demo is finished; delete it to train it again"; \
+	elif [ -e runs/demo/config.json ]; then $(RUN) train.py --resume runs/demo; \
+	else $(RUN) train.py --preset demo --run_name demo; fi
 	$(RUN) visualize_results.py runs/demo
 
 test: $(VENV)/.dev
@@ -54,7 +58,7 @@ format: $(VENV)/.dev
 	$(RUN) -m ruff format .
 
 bench: $(VENV)/.base
-	$(RUN) benchmarks/curvature.py $(ARGS)
+	$(RUN) -m benchmarks.curvature $(ARGS)
 
 clean:
 	rm -rf $(VENV) .virtualenv

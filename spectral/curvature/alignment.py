@@ -62,12 +62,12 @@ def gradient_alignment(spectrum: Spectrum, gradient: Float[Tensor, " n"]) -> Gra
     def shares(vectors: Tensor) -> Tensor:
         if norm == 0.0:
             return torch.full((len(vectors),), math.nan, dtype=torch.float64)
-        return ((vectors.double() @ (g / norm)) ** 2).cpu()
+        return ((vectors.double() @ (g / norm)) ** 2).clamp(max=1.0).cpu()
 
     cos_squared = shares(spectrum.top.vectors)
     return GradientAlignment(
         cos_squared=cos_squared,
-        cumulative=cos_squared.cumsum(0),
+        cumulative=cos_squared.cumsum(0).clamp(max=1.0),  # float32 vectors are orthonormal up to rounding only
         chance=1.0 / n,
         cumulative_chance=torch.arange(1, k + 1, dtype=torch.float64) / n,
         bottom_cos_squared=shares(spectrum.bottom.vectors),

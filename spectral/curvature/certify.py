@@ -30,8 +30,10 @@ class Certificate:
     """Bounds and verdicts for the wanted values of one Rayleigh-Ritz step.
 
     Attributes:
-        top_bounds, top_converged: [k] for the largest values, descending.
+        top_bounds, top_converged: [k] for the largest values, descending; converged = the bound meets the tolerance.
         bottom_bounds, bottom_converged: [k_negative] for the smallest, ascending.
+        top_certified, bottom_certified: whether the bound meets the tolerance or has come down to rounding, where more
+            products would change nothing.
         attainable: whether the tolerance lies above the rounding floor for the largest value.
     """
 
@@ -39,12 +41,14 @@ class Certificate:
     top_converged: np.ndarray
     bottom_bounds: np.ndarray
     bottom_converged: np.ndarray
+    top_certified: np.ndarray
+    bottom_certified: np.ndarray
     attainable: bool
 
     @property
     def complete(self) -> bool:
         """Whether every wanted value is certified."""
-        return bool(self.top_converged.all() and self.bottom_converged.all())
+        return bool(self.top_certified.all() and self.bottom_certified.all())
 
     @property
     def bounds(self) -> np.ndarray:
@@ -58,6 +62,8 @@ class Certificate:
             top_converged=self.top_converged | earlier.top_converged,
             bottom_bounds=np.minimum(self.bottom_bounds, earlier.bottom_bounds),
             bottom_converged=self.bottom_converged | earlier.bottom_converged,
+            top_certified=self.top_certified | earlier.top_certified,
+            bottom_certified=self.bottom_certified | earlier.bottom_certified,
             attainable=self.attainable,
         )
 
@@ -88,6 +94,8 @@ def certify(
         top_converged=top_bounds <= top_tolerance,
         bottom_bounds=bottom_bounds,
         bottom_converged=bottom_bounds <= bottom_tolerance,
+        top_certified=top_bounds <= np.maximum(top_tolerance, at_floor),
+        bottom_certified=bottom_bounds <= np.maximum(bottom_tolerance, at_floor),
         attainable=attainable,
     )
 
@@ -99,13 +107,14 @@ def residual_bounds(theta: np.ndarray, residuals: np.ndarray, k: int, floor: flo
     squares = np.concatenate([[0.0], np.cumsum(residuals**2)])
     for first in range(k):
         above = theta[first - 1] - residuals[first - 1] - theta[first] if first else np.inf
-        for last in range(first, min(first + MAX_CLUSTER, m)):
+        # A cluster of everything down to the last Ritz value has no known distance to the rest of the spectrum.
+        for last in range(first, min(first + MAX_CLUSTER, m - 1)):
             total = squares[last + 1] - squares[first]
-            below = theta[last] - (theta[last + 1] + residuals[last + 1]) if last + 1 < m else np.inf
+            below = theta[last] - (theta[last + 1] + residuals[last + 1])
             delta = min(above, below)
             bound = math.sqrt(total)
             if delta > bound:  # then the quadratic bound is the smaller one
-                bound = total / delta if math.isfinite(delta) else 0.0 if total == 0.0 else total / max(delta, 1e-300)
+                bound = total / delta
             if delta > 0:
                 inside = slice(first, min(last + 1, k))
                 best[inside] = np.minimum(best[inside], bound)
@@ -115,23 +124,25 @@ def residual_bounds(theta: np.ndarray, residuals: np.ndarray, k: int, floor: flo
     return np.asarray(np.maximum(bounds, floor))
 
 
-def honest_bounds_when_not_converged(
-    theta: np.ndarray, bounds: np.ndarray, converged: np.ndarray, *, first_gap: float
+def honest_bounds_when_not_certified(
+    theta: np.ndarray, bounds: np.ndarray, certified: np.ndarray, *, ranks_known: bool, first_gap: float
 ) -> np.ndarray:
-    """Replace the bounds of values that did not converge by ones that hold for the eigenvalue of the same rank.
+    """Replace the bounds of values that are not certified by ones that hold for the eigenvalue of the same rank.
 
     A Ritz value never exceeds the eigenvalue of its rank (Cauchy interlacing), and that one never exceeds the next
     certified eigenvalue above: lambda_i - theta_i <= theta_j + bound_j - theta_i with j < i certified. Without one,
-    lambda_1 <= theta_1 + first_gap.
+    lambda_1 <= theta_1 + first_gap. Unless the ranks are known, any eigenvalue may be missing, and only lambda_1
+    bounds the others.
 
     Args:
-        theta, bounds, converged: [k], outermost first, measured from the end looked at (descending).
+        theta, bounds, certified: [k], outermost first, measured from the end looked at (descending).
+        ranks_known: whether nothing is missing between the certified values.
         first_gap: bound on lambda_1 - theta_1 from the random start, `random_start_gap`.
     """
     honest = bounds.copy()
     ceiling = theta[0] + max(first_gap, bounds[0]) if len(theta) else 0.0
     for i in range(len(theta)):
-        if converged[i]:
+        if certified[i] and (ranks_known or i == 0):
             ceiling = theta[i] + bounds[i]
         else:
             honest[i] = max(bounds[i], ceiling - theta[i])

@@ -88,7 +88,9 @@ def spectral_density(
         products += space.n_products
     nodes, weights = torch.stack(all_nodes), torch.stack(all_weights)
     low, high = float(nodes.min()), float(nodes.max())
-    width = (high - low) or max(abs(high), 1.0)
+    width, scale = high - low, max(abs(low), abs(high))
+    if width <= 1e3 * torch.finfo(space.dtype).eps * scale:  # one point up to rounding: any visible width will do
+        width = scale or 1.0
     smoothing = sigma if sigma is not None else width / steps
     grid = torch.linspace(low - 4 * smoothing, high + 4 * smoothing, n_grid, dtype=torch.float64)
     bumps = torch.exp(-0.5 * ((grid[:, None, None] - nodes) / smoothing) ** 2) / (smoothing * math.sqrt(2 * math.pi))

@@ -12,7 +12,7 @@ a thick restart gives the end a coefficient on every kept vector; the relation a
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ BREAKDOWN = 64.0  # a residual below this many rounding errors is an invariant s
 ROUNDING = 32.0  # rounding errors of a Ritz value in units of eps * norm; products of a network included
 
 
+@runtime_checkable  # so that type checks in the tests can see it
 class SymmetricOperator(Protocol):
     """Anything symmetric with a shape and a product."""
 
@@ -70,7 +71,7 @@ class KrylovSpace:
         self._multiply = _tensor_product(operator)
         dtype, device = _dtype_and_device(operator, start)
         if dtype is None:
-            dtype = self._probe_dtype()
+            dtype = self._probe_dtype(operator)
         self.dtype, self.device = dtype, device
         self.eps = float(torch.finfo(dtype).eps)
         self.basis = torch.empty(min(n, max_basis), n, dtype=dtype, device=device)
@@ -78,7 +79,7 @@ class KrylovSpace:
         self.size = 0
         self.ends: list[OpenEnd] = []
         self.fresh_starts: list[FreshStart] = []
-        self._noise = 0.0
+        self.noise = 0.0
         self._generator = torch_generator(seed, "lanczos")
 
     @property
@@ -103,7 +104,7 @@ class KrylovSpace:
         The products' own noise costs nothing to measure: a new column of the projected operator is known in advance
         from the residuals, and what the product gives instead differs by its error.
         """
-        return max(ROUNDING * self.eps * scale, 2.0 * self._noise)
+        return max(ROUNDING * self.eps * scale, 2.0 * self.noise)
 
     def fresh_vector(self, start: Tensor | None = None) -> Tensor | None:
         """Return a unit vector orthogonal to the basis, from `start` or random; None when the space is exhausted."""
@@ -143,7 +144,7 @@ class KrylovSpace:
             msg = f"product {self.n_products} returned NaN or infinity; check the weights and the batch"
             raise NonFiniteError(msg)
         self.projected[: m + 1, m] = self.projected[m, : m + 1] = column
-        self._noise = max(self._noise, float(np.linalg.norm(column[:m] - predicted)))
+        self.noise = max(self.noise, float(np.linalg.norm(column[:m] - predicted)))
         if fresh:
             self.fresh_starts.append(FreshStart(m, float(column[m]), float(column[m] ** 2 + norm**2)))
         coefficients = np.zeros(m + 1)
@@ -212,17 +213,22 @@ class KrylovSpace:
                 break
         return vector
 
-    def _probe_dtype(self) -> torch.dtype:
-        """Find the dtype of an operator that does not tell: one product with float32, float64 where that is refused."""
-        for dtype in (torch.float32, torch.float64):
-            try:
-                self.n_products += 1
-                return self._multiply(torch.zeros(self.n, dtype=dtype)).dtype
-            except RuntimeError as error:
-                if dtype == torch.float64 or "dtype" not in str(error):
-                    raise
-                self.n_products -= 1
-        raise AssertionError
+    def _probe_dtype(self, operator: SymmetricOperator) -> torch.dtype:
+        """Find the dtype of an operator that does not tell: one product with float32, float64 where that is refused.
+
+        An operator that refuses tensors gets NumPy arrays.
+        """
+        self.n_products += 1
+        zeros = torch.zeros(self.n)
+        try:
+            return self._multiply(zeros).dtype
+        except TypeError:
+            self._multiply = _numpy_product(operator)
+            return self._multiply(zeros).dtype
+        except RuntimeError as error:
+            if "dtype" not in str(error) and "scalar type" not in str(error):
+                raise
+            return self._multiply(zeros.double()).dtype
 
 
 def _tensor_product(operator: SymmetricOperator) -> Callable[[Tensor], Tensor]:
@@ -234,6 +240,10 @@ def _tensor_product(operator: SymmetricOperator) -> Callable[[Tensor], Tensor]:
             return result if isinstance(result, Tensor) else torch.as_tensor(np.asarray(result))
 
         return product
+    return _numpy_product(operator)
+
+
+def _numpy_product(operator: SymmetricOperator) -> Callable[[Tensor], Tensor]:
     return lambda v: torch.as_tensor(np.asarray(operator.matvec(v.cpu().numpy())))
 
 

@@ -20,9 +20,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from spectral.curvature.certify import (
+    FLOOR_FACTOR,
     Certificate,
     certify,
-    honest_bounds_when_not_converged,
+    honest_bounds_when_not_certified,
     random_start_gap,
 )
 from spectral.curvature.krylov import FreshStart, KrylovSpace, OpenEnd, SymmetricOperator
@@ -32,6 +33,7 @@ PRODUCTS_PER_BASIS = 3  # default limit on products, in units of MAX_BASIS
 GUARDS = 2  # Ritz values looked at beyond the wanted ones at each end
 VERIFY_STEPS = 6  # shortest verification chain
 MAX_VERIFY_STEPS = 24  # longest one
+UNUSUAL_NOISE = 1e4  # rounding errors; products that differ by more are not those of one symmetric operator
 MAX_VERIFICATIONS = 6  # starts, when each one finds something new
 
 
@@ -44,8 +46,9 @@ class Eigenpairs:
         vectors: [k, n] Ritz vectors as rows, Euclidean norm 1, in the operator's precision.
         residuals: [k] norms of H x - theta x, unit of `values`: some eigenvalue lies within this distance.
         error_bounds: [k] bound on the distance to the eigenvalue of the same rank, unit of `values`: the smallest of
-            the linear and quadratic residual bounds, at least the rounding floor. For a value that did not converge:
-            a bound that holds with 99 % probability over the random start (it can be infinite).
+            the linear and quadratic residual bounds, at least the rounding floor. For a value that is not certified:
+            a bound that holds with 99 % probability over the random start (it can be infinite, and is where `start`
+            was given).
         converged: [k] whether the error bound met the requested tolerance.
     """
 
@@ -60,6 +63,8 @@ class Eigenpairs:
 class Spectrum:
     """Both ends of a symmetric operator's spectrum, and what it took to compute them.
 
+    The ends hold as many pairs as were asked for, or fewer where n or the number of products is smaller.
+
     Attributes:
         top: the k algebraically largest eigenpairs, descending.
         bottom: the k_negative algebraically smallest, ascending; negative where the loss curves downwards.
@@ -69,7 +74,7 @@ class Spectrum:
             spans the whole space).
         n_restarts: thick restarts; 0 while the basis fits.
         trace: unbiased estimate of the operator's trace: exact inside the basis, one random vector for the rest.
-        trace_standard_error: its standard error.
+        trace_standard_error: its standard error. Both NaN after a restart or without a random start.
         reason: empty, or why some pair did not converge and what to change.
     """
 
@@ -86,7 +91,7 @@ class Spectrum:
     @property
     def converged(self) -> bool:
         """Whether every requested pair converged."""
-        return bool(self.top.converged.all()) and bool(self.bottom.converged.all())
+        return not self.reason
 
 
 def top_eigenpairs(
@@ -125,8 +130,10 @@ def top_eigenpairs(
     """
     n = _check_arguments(operator, k, k_negative, rtol, max_products, start, max_basis)
     space = KrylovSpace(operator, n, seed=seed, start=start, max_basis=max_basis)
-    solver = _Solver(space, k=min(k, n), k_negative=min(k_negative, n), rtol=rtol)
-    solver.solve(start, limit=max_products or PRODUCTS_PER_BASIS * MAX_BASIS, verify=verify)
+    solver = _Solver(
+        space, k=min(k, n), k_negative=min(k_negative, n), rtol=rtol, random_start=start is None, verify=verify
+    )
+    solver.solve(start, limit=max_products or PRODUCTS_PER_BASIS * MAX_BASIS)
     return solver.spectrum()
 
 
@@ -142,8 +149,11 @@ class _Verification:
 class _Solver:
     """Chooses the next vector, decides when to stop, and assembles the result."""
 
-    def __init__(self, space: KrylovSpace, *, k: int, k_negative: int, rtol: float) -> None:
+    def __init__(
+        self, space: KrylovSpace, *, k: int, k_negative: int, rtol: float, random_start: bool, verify: bool
+    ) -> None:
         self.space = space
+        self.random_start, self.verify = random_start, verify
         self.k, self.k_negative, self.rtol = k, k_negative, rtol
         self.verified = False
         self.theta = np.zeros(0)
@@ -154,10 +164,10 @@ class _Solver:
         self._verifying: _Verification | None = None
         self._verifications = 0
 
-    def solve(self, start: Tensor | None, *, limit: int, verify: bool) -> None:
+    def solve(self, start: Tensor | None, *, limit: int) -> None:
         """Extend the basis until everything is certified and verified, the space is exhausted, or the limit is hit."""
         space = self.space
-        vector, fresh = space.fresh_vector(start), True
+        vector, fresh = space.fresh_vector(start), self.random_start
         while vector is not None:
             space.extend(vector, fresh=fresh)
             self._rayleigh_ritz()
@@ -165,9 +175,11 @@ class _Solver:
                 self.verified = True
                 return
             if self._verifying is None and self._certified():
-                if not verify or self._verifications == MAX_VERIFICATIONS:
+                if not self.verify or self._verifications == MAX_VERIFICATIONS:
                     return
                 self.first_chain = self.first_chain or space.n_products
+                if len(space.basis) < space.n and len(space.basis) - space.size < MAX_VERIFY_STEPS:
+                    self._restart()  # a restart within the verification would lose its chain
                 self._verifying = _Verification(space.size, *self._wanted())
             elif self._verifying is not None and self._verification_ends():
                 return
@@ -181,23 +193,12 @@ class _Solver:
         """Return the current Ritz pairs of both ends with their bounds."""
         space, certificate = self.space, self.certificate
         assert certificate is not None
-        spread = float(self.theta[-1] - self.theta[0])
-        gap = random_start_gap(space.n, self.first_chain or space.n_products, spread)
-        top_values = self.theta[::-1][: self.k]
-        bottom_values = self.theta[: self.k_negative]
-        top = self._pairs(
-            np.arange(len(self.theta) - 1, len(self.theta) - 1 - self.k, -1),
-            honest_bounds_when_not_converged(
-                top_values, certificate.top_bounds, certificate.top_converged, first_gap=gap
-            ),
-            certificate.top_converged,
-        )
+        m = len(self.theta)
+        top_order = np.arange(m - 1, max(m - 1 - self.k, -1), -1)
+        bottom_order = np.arange(min(self.k_negative, m))
+        top = self._pairs(top_order, 1.0, certificate.top_bounds, certificate.top_certified, certificate.top_converged)
         bottom = self._pairs(
-            np.arange(self.k_negative),
-            honest_bounds_when_not_converged(
-                -bottom_values, certificate.bottom_bounds, certificate.bottom_converged, first_gap=gap
-            ),
-            certificate.bottom_converged,
+            bottom_order, -1.0, certificate.bottom_bounds, certificate.bottom_certified, certificate.bottom_converged
         )
         trace, trace_error = _trace(space)
         scale = float(np.abs(self.theta).max())
@@ -210,10 +211,18 @@ class _Solver:
             n_restarts=space.restarts,
             trace=trace,
             trace_standard_error=trace_error,
-            reason=self._reason(scale),
+            reason=self._reason(scale, int(top.converged.sum() + bottom.converged.sum())),
         )
 
     # inside
+
+    def _random_start_gap(self) -> float:
+        """Bound how far the first Ritz value may lie from the end of the spectrum; infinite for a given start."""
+        if not self.random_start:
+            return math.inf
+        # A restart keeps what the full basis knew; how much the products after it add, the theorem does not tell.
+        products = min(self.first_chain or self.space.n_products, len(self.space.basis))
+        return random_start_gap(self.space.n, products, float(self.theta[-1] - self.theta[0]))
 
     def _rayleigh_ritz(self) -> None:
         """Update Ritz values, vectors, residuals and the certificate."""
@@ -255,7 +264,8 @@ class _Solver:
             self._verifying = None
             self._verifications += 1
             return False
-        if length < VERIFY_STEPS or (length < MAX_VERIFY_STEPS and self._may_still_rise(running)):
+        longest = self.space.full or length >= MAX_VERIFY_STEPS
+        if length < VERIFY_STEPS or (not longest and self._may_still_rise(running)):
             return False
         self.certificate = certificate.tightened_by(running.certificate)
         self.verified = True
@@ -296,12 +306,10 @@ class _Solver:
             return 1.0
         assert self.certificate is not None
         m = self.space.size
-        if self.Y.shape[0] != m:  # just restarted: the basis holds the Ritz vectors themselves
-            return float(np.linalg.norm(end.coefficients)) * end.norm
         waiting = np.concatenate(
             [
-                (m - 1 - np.arange(self.k))[: len(self.certificate.top_converged)][~self.certificate.top_converged],
-                np.arange(len(self.certificate.bottom_converged))[~self.certificate.bottom_converged],
+                (m - 1 - np.arange(len(self.certificate.top_certified)))[~self.certificate.top_certified],
+                np.arange(len(self.certificate.bottom_certified))[~self.certificate.bottom_certified],
             ]
         )
         return float(np.linalg.norm(end.coefficients @ self.Y[:, waiting])) * end.norm
@@ -314,31 +322,47 @@ class _Solver:
         n_bottom = min(self.k_negative + spare - (2 * spare) // 3, m - n_top) if self.k_negative else 0
         kept = np.concatenate([np.arange(n_bottom), np.arange(m - n_top, m)])
         self.space.restart(self.theta[kept], self.Y[:, kept])
+        self.theta, self.Y, self.residuals = self.theta[kept], np.eye(len(kept)), self.residuals[kept]
         self._verifying = None  # its chain is gone with the old basis; certified values are verified anew
 
-    def _pairs(self, order: np.ndarray, bounds: np.ndarray, converged: np.ndarray) -> Eigenpairs:
-        order = order.astype(int)
+    def _pairs(
+        self, order: np.ndarray, sign: float, bounds: np.ndarray, certified: np.ndarray, converged: np.ndarray
+    ) -> Eigenpairs:
+        """Assemble one end, outermost first; what no certificate covers gets the wider bound and is not converged."""
+        honest = honest_bounds_when_not_certified(
+            sign * self.theta[order],
+            bounds,
+            certified,
+            ranks_known=self.verified or not self.verify,
+            first_gap=self._random_start_gap(),
+        )
         return Eigenpairs(
             values=torch.from_numpy(self.theta[order].copy()),
             vectors=self.space.vectors(self.Y[:, order]),
             residuals=torch.from_numpy(self.residuals[order].copy()),
-            error_bounds=torch.from_numpy(bounds.copy()),
-            converged=torch.from_numpy(converged.copy()),
+            error_bounds=torch.from_numpy(honest),
+            converged=torch.from_numpy(converged & (honest <= bounds)),
         )
 
-    def _reason(self, scale: float) -> str:
+    def _reason(self, scale: float, n_converged: int) -> str:
         certificate = self.certificate
         assert certificate is not None
-        if not certificate.attainable:
-            attainable = 4.0 * self.space.floor(scale) / scale
+        wanted = self.k + self.k_negative
+        missing = wanted - n_converged
+        if missing and not certificate.attainable:
+            attainable = FLOOR_FACTOR * self.space.floor(scale) / scale
+            if self.space.noise > UNUSUAL_NOISE * self.space.eps * scale:
+                return (
+                    f"the products agree with a symmetric operator only to {self.space.noise / scale:.1e} of its norm, "
+                    f"so rtol={self.rtol:g} cannot be shown; check that the operator is symmetric and deterministic"
+                )
             return (
                 f"rtol={self.rtol:g} is below what {str(self.space.dtype).removeprefix('torch.')} products can show; "
                 f"the attainable value is {attainable:.1e}, or take the Hessian in float64"
             )
-        missing = int((~certificate.top_converged).sum() + (~certificate.bottom_converged).sum())
         if missing:
             return (
-                f"{missing} of {self.k + self.k_negative} values not certified within {self.space.n_products} "
+                f"{missing} of {wanted} values not certified within {self.space.n_products} "
                 "products; raise max_products or rtol"
             )
         return ""
@@ -388,7 +412,7 @@ def _check_arguments(
     if start is not None and tuple(start.shape) != (n,):
         msg = f"start has shape {tuple(start.shape)}; a start vector has shape ({n},)"
         raise ValueError(msg)
-    least = min(n, 2 * (k + k_negative) + 4 * GUARDS)
+    least = min(n, max(2 * (k + k_negative) + 4 * GUARDS, 2 * VERIFY_STEPS + 2))
     if max_basis < least:
         msg = f"max_basis={max_basis} is too small for k={k} and k_negative={k_negative}; give at least {least}"
         raise ValueError(msg)

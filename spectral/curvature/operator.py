@@ -93,7 +93,7 @@ class HessianOperator:
         self.device = self._params[0].device
         self.n_products = 0
         self.parameter_slices = _slices(self._names, self._sizes)
-        self._versions = [parameter._version for parameter in self._params]
+        self._state = self._weight_state()
         self._noise_floor: float | None = None
 
         pieces = [batch] if microbatch_size is None else _split(batch, microbatch_size)
@@ -127,7 +127,11 @@ class HessianOperator:
             raise ValueError(msg)
         self._check_unchanged()
         self.n_products += 1
-        direction = self._unflatten(v.detach().to(device=self.device))
+        with self._exact_arithmetic():
+            return self._product(v.detach())
+
+    def _product(self, v: Tensor) -> Tensor:
+        direction = self._unflatten(v.to(device=self.device))
         if self._keep_graph:
             return self._second_backward(self._graph, direction, retain=True)
         result = torch.zeros(self.n, dtype=self.dtype, device=self.device)
@@ -215,16 +219,8 @@ class HessianOperator:
         outputs = [g for g, _ in pairs]
         directions = [v for _, v in pairs]
         active = [self._params[i] for i in self._active]
-        try:
+        with _explaining_missing_derivatives():
             product = torch.autograd.grad(outputs, active, directions, retain_graph=retain, materialize_grads=True)
-        except RuntimeError as error:
-            if "derivative for" in str(error) and "not implemented" in str(error):
-                msg = (
-                    f"{error}. The model uses an operation without a second derivative; with "
-                    "scaled_dot_product_attention select SDPBackend.MATH inside loss_fn"
-                )
-                raise RuntimeError(msg) from error
-            raise
         return self._flatten([p.detach() for p in product])
 
     def _forward_over_reverse(self, piece: Any, direction: list[Tensor]) -> Tensor:
@@ -237,7 +233,7 @@ class HessianOperator:
             result: Tensor = torch.func.functional_call(objective, values, (piece,))
             return result.reshape(())
 
-        with self._measuring():
+        with self._measuring(), _explaining_missing_derivatives():
             product = torch.func.jvp(torch.func.grad(loss), (active,), (tangent,))[1]
         return self._flatten([product[name].detach() for name in active])
 
@@ -257,26 +253,40 @@ class HessianOperator:
             parts[i].copy_(values.reshape(-1))
         return full
 
+    def _weight_state(self) -> list[tuple[int, int]]:
+        """Return what changes when a weight is written to (version) or replaced (address), selected or not."""
+        return [(parameter._version, parameter.data_ptr()) for parameter in self._model.parameters()]
+
     def _check_unchanged(self) -> None:
-        if [parameter._version for parameter in self._params] != self._versions:
+        if self._weight_state() != self._state:
             msg = "the weights changed after the operator was built; build a new HessianOperator for the new weights"
             raise RuntimeError(msg)
 
     @contextlib.contextmanager
+    def _exact_arithmetic(self) -> Iterator[None]:
+        """No autocast, no TF32 or bfloat16 inside float32 products, backward passes included; put back afterwards."""
+        precisions = [backend.fp32_precision for backend in _float32_backends()]
+        try:
+            for backend in _float32_backends():
+                backend.fp32_precision = "ieee"
+            with torch.inference_mode(False), torch.autocast(self.device.type, enabled=False):
+                yield
+        finally:
+            for backend, precision in zip(_float32_backends(), precisions, strict=True):
+                backend.fp32_precision = precision
+
+    @contextlib.contextmanager
     def _measuring(self) -> Iterator[None]:
-        """Eval mode, gradients on, no autocast, full float32 products; everything put back afterwards."""
+        """Eval mode, gradients on, exact arithmetic; everything put back afterwards."""
         modes = [(module, module.training) for module in self._model.modules()]
         cpu_state = torch.get_rng_state()
         cuda_state = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
         try:
             for module, _ in modes:
                 module.training = False
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-            with torch.enable_grad(), torch.autocast(self.device.type, enabled=False):
+            with self._exact_arithmetic(), torch.enable_grad():
                 yield
         finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
             for module, mode in modes:
                 module.training = mode
             torch.set_rng_state(cpu_state)
@@ -294,6 +304,32 @@ class _Objective(nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         return self._loss_fn(self.model, batch)
+
+
+def _float32_backends() -> tuple[Any, ...]:
+    """Return the libraries whose float32 products can be told to use fewer bits.
+
+    Their own switches and not `allow_tf32` or `set_float32_matmul_precision`: a program that used the other interface
+    could not read its setting any more.
+    """
+    backends: Any = torch.backends  # made at run time, unknown to type checkers
+    return backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul
+
+
+@contextlib.contextmanager
+def _explaining_missing_derivatives() -> Iterator[None]:
+    """Say what to do when an operation has no second derivative, or none in forward mode."""
+    try:
+        yield
+    except RuntimeError as error:  # NotImplementedError is one
+        text = str(error).splitlines()[0]
+        if ("derivative for" in text and "not implemented" in text) or "Trying to use forward AD" in text:
+            msg = (
+                f"{text.rstrip('.')}. The model uses an operation without a second derivative; with "
+                "scaled_dot_product_attention select SDPBackend.MATH inside loss_fn"
+            )
+            raise RuntimeError(msg) from error
+        raise
 
 
 def count_targets(batch: Any) -> float:
@@ -354,7 +390,7 @@ def _select_parameters(
     elif callable(params):
         chosen = [(name, parameter) for name, parameter in named if params(name)]
     else:
-        chosen = _listed_parameters(named, list(params))
+        chosen = _listed_parameters(named, [params] if isinstance(params, str) else list(params))
     if not chosen:
         msg = "params selects no parameter; use names from model.named_parameters()"
         raise ValueError(msg)
@@ -366,12 +402,15 @@ def _listed_parameters(
 ) -> list[tuple[str, nn.Parameter]]:
     by_name = dict(named)
     by_identity = {id(parameter): name for name, parameter in named}
-    chosen = []
+    chosen: list[tuple[str, nn.Parameter]] = []
     for item in wanted:
         name = item if isinstance(item, str) else by_identity.get(id(item))
         if name is None or name not in by_name:
             shown = repr(item) if isinstance(item, str) else f"a tensor of shape {tuple(item.shape)}"
             msg = f"params holds {shown}, which is no parameter of the model; use names from model.named_parameters()"
+            raise ValueError(msg)
+        if name in (earlier for earlier, _ in chosen):
+            msg = f"params holds {name!r} twice; name every parameter once"
             raise ValueError(msg)
         chosen.append((name, by_name[name]))
     return chosen

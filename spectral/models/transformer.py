@@ -160,6 +160,9 @@ class Transformer(nn.Module):
         if positions not in ("learned", "rotary", "none"):
             msg = f"positions={positions!r} is unknown; use learned, rotary or none"
             raise ValueError(msg)
+        if positions == "rotary" and (d_model // n_heads) % 2:
+            msg = f"d_model={d_model} and n_heads={n_heads} give heads of odd width; rotary positions rotate pairs"
+            raise ValueError(msg)
         self.vocab_size, self.seq_length = vocab_size, seq_length
         self.n_layers, self.n_heads, self.d_model, self.d_head = n_layers, n_heads, d_model, d_model // n_heads
         self.dropout = dropout

@@ -41,8 +41,9 @@ def attention_patterns(run: Run) -> Figure:
             0.55 + side * 1.03 * len(rows) + 0.45,
             title=f"Attention patterns ({which})",
             notes=[
-                "Rows: steps. In each map the query goes down and the key to the right; framed: best induction head "
-                "and best previous-token head. " + verdict.sentence,
+                "Rows: steps. In each map the query goes down and the key to the right. "
+                "Framed: best induction head and best previous-token head.",
+                verdict.sentence,
                 run_note(run),
             ],
         )

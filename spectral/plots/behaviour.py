@@ -41,7 +41,7 @@ def loss_and_accuracy(run: Run, *, log_steps: bool = False) -> Figure:
         verdict = read_verdict(run)
         accuracies = [name for name in ACCURACIES if values_or_none(run, f"behaviour/{name}") is not None]
         periods = values_or_none(run, "behaviour/induction_accuracy_period")
-        notes = [verdict.sentence + verdict.band_key, run_note(run)]
+        notes = [verdict.sentence, run_note(run) + verdict.band_key]
         if not accuracies:
             notes.append(f"No accuracies: {_reason(run, 'behaviour/induction_accuracy')}.")
         heights = [2.5, *([2.5] if accuracies else []), *([1.9] if periods is not None else [])]
@@ -75,7 +75,7 @@ def loss_by_position(run: Run, *, log_steps: bool = False) -> Figure:
             8.6,
             6.0,
             title="Loss by position in the sequence",
-            notes=[verdict.sentence + verdict.line_key, run_note(run)],
+            notes=[verdict.sentence, run_note(run) + verdict.line_key],
         )
         image, slices = figure.subplots(2, 1, height_ratios=[3.2, 2.8])
         top = float(np.nanquantile(losses, 0.999))

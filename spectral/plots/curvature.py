@@ -44,7 +44,7 @@ def eigenvalues(run: Run, *, log_steps: bool = False) -> Figure:
         parts = [(top, 3.2), (bottom, 1.7), (trace, 1.5)]
         heights = [height for part, height in parts if part is not None]
         figure = new_figure(
-            8.6, sum(heights), title="Hessian eigenvalues", notes=[verdict.sentence + verdict.band_key, run_note(run)]
+            8.6, sum(heights), title="Hessian eigenvalues", notes=[verdict.sentence, run_note(run) + verdict.band_key]
         )
         panels = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
         rest = iter(panels)
@@ -80,7 +80,7 @@ def gradient_alignment(run: Run, *, log_steps: bool = False) -> Figure:
         steps, ranks = run.steps, np.arange(1, cosines.shape[1] + 1)
         parts = [(cosines, 2.2), (total, 2.3), (overlap, 2.2)]
         heights = [height for part, height in parts if part is not None]
-        notes = [verdict.sentence + verdict.band_key + verdict.line_key, run_note(run)]
+        notes = [verdict.sentence, run_note(run) + verdict.band_key + verdict.line_key]
         if chance is None:
             notes.append("The chance level 1/n is not stored with this run.")
         figure = new_figure(8.6, sum(heights), title="Gradient and top eigenvectors", notes=notes)
@@ -116,7 +116,9 @@ def gradient_alignment(run: Run, *, log_steps: bool = False) -> Figure:
             axes = next(rest)
             mesh = heat_map(axes, steps, ranks, overlap, Normalize(0.0, 1.0))
             color_bar(axes, mesh, "squared overlap")
-            _rank_axis(axes, ranks, "eigenvector inside the top subspace of the snapshot before, by rank")
+            expected = yardstick(run, "hessian/eigenvector_overlap", "chance")
+            known = "" if expected is None else f" (chance {expected:.2g})"
+            _rank_axis(axes, ranks, f"eigenvector inside the top subspace of the snapshot before, by rank{known}")
             mark_transition_on_image(axes, verdict)
         step_axes(panels, steps, log_steps=log_steps)
         return finish(figure)
@@ -139,10 +141,9 @@ def eigenvector_blocks(run: Run, *, log_steps: bool = False) -> Figure:
             height + 0.3,
             title="Where the leading eigenvectors live",
             notes=[
-                "Share of the squared eigenvector within each parameter block; the rows of a panel sum to 1. "
-                + verdict.sentence
-                + verdict.line_key,
-                run_note(run),
+                "Share of the squared eigenvector within each parameter block; the rows of a panel sum to 1.",
+                verdict.sentence,
+                run_note(run) + verdict.line_key,
             ],
         )
         panels = list(figure.subplots(n_vectors, 1, sharex=True, squeeze=False)[:, 0])
@@ -293,14 +294,15 @@ def _group_blocks(mass: np.ndarray, names: tuple[str, ...]) -> tuple[list[str], 
     kept = np.zeros(len(names), dtype=bool)
     kept[np.argsort(-peak, kind="stable")[:_MAX_BLOCKS]] = True
     kept &= peak >= _SMALL_BLOCK
-    rows: dict[str, list[int]] = {names[i]: [int(i)] for i in np.flatnonzero(kept)}
     rest: dict[str, list[int]] = {}
     for i in np.flatnonzero(~kept):
         layer = re.match(r"L\d+", names[i])
         rest.setdefault(layer[0] if layer else "", []).append(int(i))
+    for layer_name in [name for name, members in rest.items() if len(members) == 1]:
+        kept[rest.pop(layer_name)] = True  # a group of one would hide a name for nothing
+    rows: dict[str, list[int]] = {names[i]: [int(i)] for i in np.flatnonzero(kept)}
     for layer_name, members in rest.items():
-        label = f"{layer_name}: {len(members)} others" if layer_name else f"{len(members)} others"
-        rows[names[members[0]] if len(members) == 1 else label] = members
+        rows[f"{layer_name}: {len(members)} others" if layer_name else f"{len(members)} others"] = members
     return list(rows), np.stack([mass[..., members].sum(axis=-1) for members in rows.values()], axis=-1)
 
 

@@ -65,7 +65,7 @@ def head_scores(run: Run, *, log_steps: bool = False) -> Figure:
             10.2,
             0.35 + 2.15 * n_layers,
             title="Attention-pattern scores",
-            notes=[verdict.sentence + verdict.band_key, run_note(run)],
+            notes=[verdict.sentence, run_note(run) + verdict.band_key],
         )
         grid = figure.subplots(n_layers, len(scores), sharex=True, sharey=True, squeeze=False)
         for layer in range(n_layers):
@@ -112,7 +112,7 @@ def circuit_metrics(run: Run, *, log_steps: bool = False) -> Figure:
         if not lines and not planes:
             values(run, "circuits/ov_copying_score")  # raises with the reason
         n_rows = (len(lines) + 1) // 2
-        notes = [verdict.sentence + verdict.band_key, run_note(run)]
+        notes = [verdict.sentence, run_note(run) + verdict.band_key]
         figure = new_figure(10.2, 2.3 * n_rows + (3.1 if planes else 0.0), title="Weight circuits", notes=notes)
         # Sub-figures, because the square planes below must not widen the margins of the curves above.
         heights = [*([2.3 * n_rows] if lines else []), *([3.1] if planes else [])]

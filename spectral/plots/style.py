@@ -80,7 +80,7 @@ _OVERRIDES = {
 }
 
 _TITLE_SIZE, _NOTE_SIZE = 12.0, 8.5
-_CHARACTER_WIDTH = 0.52  # of the font size, on average
+_CHARACTER_WIDTH = 0.53  # of the font size, on average
 
 
 @contextmanager

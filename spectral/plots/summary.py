@@ -37,7 +37,7 @@ def summary(run: Run, *, log_steps: bool = False) -> Figure:
             values(run, "train/loss")  # raises with the reason
         height = max(1.62 * len(parts) + 0.4, 6.2)
         figure = new_figure(
-            12.2, height, title=_headline(verdict), notes=[verdict.sentence + verdict.band_key, run_note(run)]
+            12.2, height, title=_headline(verdict), notes=[verdict.sentence, run_note(run) + verdict.band_key]
         )
         columns = figure.add_gridspec(1, 2, width_ratios=[3.1, 1.2])
         cells = columns[0].subgridspec(len(parts), 1)

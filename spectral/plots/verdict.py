@@ -80,7 +80,7 @@ def read_verdict(run: Run) -> Verdict:
     if onset is not None and midpoint is not None and end is not None:
         sentence = f"Abrupt transition at step {_step(midpoint)}"
         if interval is not None:
-            sentence += f" (90 %: {_step(interval[0])} to {_step(interval[1])})"
+            sentence += f" (90 % interval {_step(interval[0])} to {_step(interval[1])})"
         sentence += f", onset {_step(onset)}, end {_step(end)}"
         if p_value is not None:
             sentence += f", p = {p_value:.2g}"

@@ -17,7 +17,7 @@ def stems(paths):
 def test_every_figure_is_written_in_both_formats_into_the_run(tmp_path, synthetic):
     from spectral.plots import FIGURES, draw_run
 
-    folder = synthetic.make(tmp_path / "run", steps=range(0, 1001, 100), verdict=synthetic.verdict())
+    folder = synthetic.make(tmp_path / "run", steps=(0, 500, 1000), verdict=synthetic.verdict())
     lines = []
     paths = draw_run(folder, dpi=40, progress=lines.append)
     assert [path.name for path in paths] == [f"{name}.{form}" for name in FIGURES for form in ("png", "pdf")]
@@ -45,8 +45,9 @@ def test_global_state_of_matplotlib_stays_as_it_was(run):
     from spectral.plots.command import render
 
     before = dict(matplotlib.rcParams)
-    for draw in FIGURES.values():
-        render(draw(run), "png", dpi=30)
+    figures = [draw(run) for draw in FIGURES.values()]
+    render(figures[0], "png", dpi=30)
+    render(figures[0], "pdf", dpi=30)
     assert dict(matplotlib.rcParams) == before
     assert pyplot.get_fignums() == []
 
@@ -109,29 +110,29 @@ def test_an_empty_run_raises_instead_of_writing_nothing(tmp_path, synthetic):
 
 
 def test_a_run_that_is_still_written_is_drawn_as_far_as_it_got(tmp_path, synthetic):
-    from spectral.plots import FIGURES
+    from spectral.plots import head_scores, loss_and_accuracy, summary
     from spectral.storage import RunDirectory, open_run
 
     folder = synthetic.make(tmp_path / "run", steps=range(0, 401, 100), status="running")
     with RunDirectory.open(folder, for_writing=True):
         run = open_run(folder)
-        for draw in FIGURES.values():
+        for draw in (summary, loss_and_accuracy, head_scores):
             figure = draw(run)
             assert "running, 5 snapshots" in figure.texts[1].get_text().replace("\n", " ")
             assert "No transition detected so far" in figure.texts[1].get_text().replace("\n", " ")
 
 
 def test_a_run_whose_process_died_is_drawn_and_called_so(tmp_path, synthetic):
-    from spectral.plots import draw_run, eigenvalues
+    from spectral.plots import eigenvalues, summary
     from spectral.storage import open_run
 
-    folder = synthetic.make(tmp_path / "run", steps=range(0, 401, 100), status="running")
-    assert len(draw_run(folder, formats=("png",), dpi=30)) == 9
-    assert "process died" in eigenvalues(open_run(folder)).texts[1].get_text()
+    run = open_run(synthetic.make(tmp_path / "run", steps=range(0, 401, 100), status="running"))
+    for draw in (summary, eigenvalues):
+        assert "process died, 5 snapshots, up to step 1,000" in draw(run).texts[1].get_text()
 
 
 def test_missing_values_leave_gaps_and_break_nothing(tmp_path, synthetic):
-    from spectral.plots import draw_run, eigenvalues
+    from spectral.plots import FIGURES, eigenvalues
     from spectral.storage import open_run
 
     def spoil(row):
@@ -139,12 +140,13 @@ def test_missing_values_leave_gaps_and_break_nothing(tmp_path, synthetic):
         for name, value in row.items():
             if name != "step" and not name.endswith("converged"):
                 array = np.array(value, dtype=float)
-                array[rng.random(array.shape) < 0.4] = np.nan if row["step"] % 40 else np.inf
+                array[rng.random(array.shape) < 0.4] = np.nan if row["step"] % 80 else np.inf
                 row[name] = array
 
-    folder = synthetic.make(tmp_path / "run", change=spoil, verdict=synthetic.verdict())
-    assert len(draw_run(folder, formats=("pdf",), dpi=30)) == 9
+    folder = synthetic.make(tmp_path / "run", steps=range(0, 1001, 40), change=spoil, verdict=synthetic.verdict())
     run = open_run(folder)
+    for draw in FIGURES.values():
+        draw(run)
     stored = run.read("hessian/eigenvalues")[:, 0]
     line = next(a for a in eigenvalues(run).findobj() if a.get_gid() == "rank-0")
     np.testing.assert_array_equal(np.isnan(line.get_ydata()), ~np.isfinite(stored))
@@ -164,28 +166,32 @@ def test_what_was_never_measured_counts_as_missing(tmp_path, synthetic):
         eigenvalues(run)
 
 
-@pytest.mark.parametrize("steps", [(0,), (0, 1)])
-def test_one_or_two_snapshots_are_enough(tmp_path, synthetic, steps):
-    from spectral.plots import draw_run
+def test_one_snapshot_is_enough_and_visible(tmp_path, synthetic):
+    from spectral.plots import FIGURES
+    from spectral.storage import open_run
 
-    assert len(draw_run(synthetic.make(tmp_path / "run", steps=steps), formats=("png",), dpi=30)) == 9
+    run = open_run(synthetic.make(tmp_path / "run", steps=(0,), train=False))
+    figures = {name: draw(run) for name, draw in FIGURES.items()}
+    lines = [line for axes in figures["head_scores"].axes for line in axes.lines if line.get_label().startswith("L")]
+    assert {line.get_marker() for line in lines} == {"o"}
 
 
 def test_a_run_of_another_program_without_settings_is_drawn(tmp_path, synthetic):
-    from spectral.plots import FIGURES
+    from spectral.plots import circuit_metrics, loss_and_accuracy, loss_by_position, summary
     from spectral.storage import open_run
 
     folder = synthetic.make(tmp_path / "run", steps=(0, 500, 1000), probe_periods=())
     (folder / "config.json").write_text("{}\n")
     run = open_run(folder)
-    for draw in FIGURES.values():
+    for draw in (summary, loss_and_accuracy, circuit_metrics, loss_by_position):
         assert draw(run).axes
 
 
-def test_output_folder_is_made_and_wrong_options_are_refused(tmp_path, run_folder):
+def test_output_folder_is_made_and_wrong_options_are_refused(tmp_path, synthetic):
     from spectral.errors import RunDirectoryError
     from spectral.plots import draw_run
 
+    run_folder = synthetic.make(tmp_path / "run", steps=())
     paths = draw_run(run_folder, output=tmp_path / "a" / "b", formats=("svg",))
     assert {path.suffix for path in paths} == {".svg"}
     assert {path.parent for path in paths} == {tmp_path / "a" / "b"}

@@ -74,7 +74,7 @@ def test_band_interval_and_midpoint_stand_where_the_verdict_puts_them(run):
         assert (interval.get_x(), interval.get_width()) == (490, 20)
         assert line.get_xdata() == [500, 500]
     note = by_gid(figure, "notes")[0].get_text().replace("\n", " ")
-    assert "Abrupt transition at step 500 (90 %: 490 to 510), onset 450, end 550, p = 0.0012" in note
+    assert "Abrupt transition at step 500 (90 % interval 490 to 510), onset 450, end 550, p = 0.0012" in note
 
 
 def test_without_detected_transition_there_is_no_band_and_the_figure_says_so(tmp_path, synthetic):
@@ -118,8 +118,11 @@ def test_eigenvalue_axis_is_logarithmic_only_where_the_range_demands(tmp_path, s
 
     def scale(name, values):
         folder = synthetic.make(
-            tmp_path / name, steps=(0, 10), change=lambda row: row.update({"hessian/eigenvalues": np.array(values)}), n_top=2
-        )  # fmt: skip
+            tmp_path / name,
+            steps=(0, 10),
+            n_top=2,
+            change=lambda row: row.update({"hessian/eigenvalues": np.array(values)}),
+        )
         return panel(eigenvalues(open_run(folder)), "largest").get_yscale()
 
     assert scale("narrow", [2.0, 1.0]) == "linear"
