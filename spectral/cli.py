@@ -83,15 +83,16 @@ def visualize(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: list[str]) -> int:
     command, config, given = _parse_train(arguments)
-    if command["resume"]:
+    if command["resume"] is not None:
         return _resume(command, config, given)
     if command["dry_run"]:
         return _dry_run(config)
     from spectral.storage import RunDirectory
-    from spectral.training.loop import select_device
+    from spectral.training.loop import check_runnable
 
-    select_device(config.device)  # before anything is written
-    with RunDirectory.create(_run_path(command), config.to_dict(), overwrite=command["overwrite"]) as directory:
+    path = _run_path(command)
+    check_runnable(config)  # before anything is written or, with --overwrite, deleted
+    with RunDirectory.create(path, config.to_dict(), overwrite=command["overwrite"]) as directory:
         return _run(config, directory, command, resume=False)
 
 
@@ -104,6 +105,7 @@ def _resume(command: dict[str, Any], config: RunConfig, given: dict[str, Any]) -
             raise ConfigError([f"--{name} has no meaning together with --resume; drop one of them"])
     with RunDirectory.open(path, for_writing=True) as directory:
         stored = RunConfig.from_dict(directory.config)
+        _require_device(stored, path)
         wanted = config.to_dict()
         kept = stored.to_dict()
         changed = [name for name in given if wanted[name] != kept[name]]
@@ -118,6 +120,20 @@ def _resume(command: dict[str, Any], config: RunConfig, given: dict[str, Any]) -
         return _run(stored, directory, command, resume=True)
 
 
+def _require_device(stored: RunConfig, path: Path) -> None:
+    from spectral.training.loop import select_device
+
+    try:
+        select_device(stored.device)
+    except ConfigError:
+        raise ConfigError(
+            [
+                f"--resume {path}: the run needs --device {stored.device}, which this machine does not have; go on "
+                f"where there is one, or repeat the run here with --config {path}/config.json --device cpu"
+            ]
+        ) from None
+
+
 def _run(config: RunConfig, directory: Any, command: dict[str, Any], *, resume: bool) -> int:
     from spectral.training import Progress, Trainer
 
@@ -126,6 +142,8 @@ def _run(config: RunConfig, directory: Any, command: dict[str, Any], *, resume: 
     if progress is not None:
         progress.start(trainer.completed)
         progress.message(_opening_line(trainer))
+        if resume and trainer.finished:
+            progress.message(f"{directory.path} is finished already; only its verdict is computed again")
     try:
         outcome = trainer.run()
     finally:
@@ -185,7 +203,11 @@ def _dry_run(config: RunConfig) -> int:
 def _run_path(command: dict[str, Any]) -> Path:
     name = command["run_name"]
     if name is None:
-        name = f"induction_run_{datetime.datetime.now():%Y%m%d_%H%M%S}"
+        name = stem = f"induction_run_{datetime.datetime.now():%Y%m%d_%H%M%S}"
+        n = 1
+        while Path(str(command["runs_dir"]), name).exists():  # two runs started within one second
+            n += 1
+            name = f"{stem}_{n}"
     if not re.fullmatch(r"[\w.+=-][\w.+= -]*", name) or name in (".", ".."):
         raise ConfigError([f"--run_name {name!r} cannot name a folder; use letters, digits, '-', '_' and '.'"])
     return Path(str(command["runs_dir"]), str(name))
@@ -232,23 +254,37 @@ def _parse_train(arguments: list[str]) -> tuple[dict[str, Any], RunConfig, dict[
         raise SystemExit(0)
     options, rest = _parse_known_or_raise(_command_parser(), _with_underscores(arguments))
     command = vars(options)
+    for name in ("preset", "config", "resume"):
+        if command[name] == "":
+            raise ConfigError([f"--{name} is empty; give a value or leave the flag out"])
     _reject_unknown(rest)
     rest = _with_values(rest)
     layers: list[str] = []
     given: dict[str, Any] = {}
     # Precedence is defaults < preset < file < flags; jsonargparse applies sources in order of appearance.
-    if command["preset"]:
+    if command["resume"] is not None:
+        layers += _stored_layer(Path(command["resume"]))
+    if command["preset"] is not None:
         given |= load_preset(command["preset"])
         layers += ["--config", str(PRESET_FOLDER / f"{command['preset']}.yaml")]
-    if command["config"]:
-        given |= read_settings(Path(command["config"]))
-        layers += ["--config", command["config"]]
+    if command["config"] is not None:
+        found = read_settings(Path(command["config"]))
+        given |= found
+        layers += ["--config", command["config"]] if found else []
     parser = _config_parser()
     values = parser.parse_args([*layers, *rest]).as_dict()
     given |= dict.fromkeys(_flag_names(rest))
     if values["data"] == "text" and "vocab_size" not in given:
         values["vocab_size"] = TEXT_VOCAB_SIZE  # the default is for synthetic tokens
     return command, RunConfig(**{name: values[name] for name in FIELD_NAMES}), given
+
+
+def _stored_layer(path: Path) -> list[str]:
+    """Return the settings of a run as the lowest layer, so that repeating its own flags is no change."""
+    from spectral.storage.run_directory import CONFIG_NAME, read_json, require_run_folder
+
+    require_run_folder(path)
+    return ["--config", str(path / CONFIG_NAME)] if set(read_json(path / CONFIG_NAME)) & set(FIELD_NAMES) else []
 
 
 def _command_parser() -> argparse.ArgumentParser:
@@ -304,8 +340,13 @@ def _with_values(arguments: Sequence[str]) -> list[str]:
     while i < len(arguments):
         argument = arguments[i]
         i += 1
-        name = argument[2:] if argument.startswith("--") else ""
+        name, equals, value = argument[2:].partition("=") if argument.startswith("--") else ("", "", "")
         values = []
+        if equals and name not in _LISTS:
+            result.append(argument)
+            continue
+        if equals:
+            argument, values = f"--{name}", [value]
         while name and i < len(arguments) and not arguments[i].startswith("--"):
             values.append(arguments[i])
             i += 1

@@ -23,6 +23,8 @@ DataKind = Literal["repeated", "patterns", "ngram", "text"]
 Positions = Literal["learned", "rotary", "none"]
 
 TEXT_VOCAB_SIZE = 256  # --data text reads bytes
+MAX_THREADS = 1024
+MAX_SNAPSHOTS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +160,13 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Check every field and every combination; raise one `ConfigError` that lists all faults."""
         for name in ("ngram_parents", "probe_periods"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        faults = [*_range_faults(self), *_combination_faults(self)]
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for field in dataclasses.fields(self):
+            if isinstance(field.default, float) and type(getattr(self, field.name)) is int:
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
+        # A value of a wrong type cannot be compared, so the other checks have to wait.
+        faults = _type_faults(self) or [*_range_faults(self), *_combination_faults(self)]
         if faults:
             raise ConfigError(faults)
 
@@ -174,7 +181,8 @@ class RunConfig:
         unknown = sorted(set(values) - set(FIELD_NAMES))
         if unknown:
             raise ConfigError([f"unknown setting {name!r}; remove it" for name in unknown])
-        return cls(**values)
+        given: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
+        return cls(**given)
 
     def digest(self) -> str:
         """Return a SHA-256 over the settings, so that a checkpoint can tell which run it belongs to."""
@@ -241,6 +249,29 @@ _NOT_NEGATIVE = (
 )
 
 
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "a list of whole numbers",
+}
+
+
+def _type_faults(config: RunConfig) -> list[str]:
+    """Return one line per field that holds a value of another type, for example from an edited config.json."""
+    faults = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        kind = str if field.default is None else type(field.default)
+        fits = type(value) is kind or (value is None and field.default is None)
+        if fits and kind is tuple:
+            fits = all(type(item) is int for item in value)
+        if not fits:
+            faults.append(f"--{field.name} is {value!r}; give {_KINDS[kind]}")
+    return faults
+
+
 def _range_faults(config: RunConfig) -> list[str]:
     """Return one line per field whose value alone is impossible."""
     faults = []
@@ -268,6 +299,8 @@ def _range_faults(config: RunConfig) -> list[str]:
             faults.append(f"--{name} is {getattr(config, name)}; it must lie between 0 and 1")
     if config.n_repeats_per_seq < 2:
         faults.append(f"--n_repeats_per_seq is {config.n_repeats_per_seq}; a pattern must occur at least twice")
+    if config.n_threads > MAX_THREADS:
+        faults.append(f"--n_threads is {config.n_threads}; give at most {MAX_THREADS}, or 0 for PyTorch's choice")
     if config.seed < 0:
         faults.append(f"--seed is {config.seed}; it must not be negative")
     device, _, index = config.device.partition(":")
@@ -306,6 +339,11 @@ def _combination_faults(config: RunConfig) -> list[str]:
             f"--eigen_interval {config.eigen_interval} is larger than --num_steps {config.num_steps}; "
             "lower it, or give 0 to switch measuring off"
         )
+    elif config.eigen_interval > 0 and config.num_steps // config.eigen_interval > MAX_SNAPSHOTS:
+        faults.append(
+            f"--eigen_interval {config.eigen_interval} would take {config.num_steps // config.eigen_interval:,} "
+            f"snapshots in --num_steps {config.num_steps}; raise it so that there are at most {MAX_SNAPSHOTS:,}"
+        )
     if config.data == "repeated":
         if config.min_period > config.max_period:
             faults.append(
@@ -333,6 +371,8 @@ def _combination_faults(config: RunConfig) -> list[str]:
                 f"--probe_periods holds {period}; periods must lie between 2 and {config.seq_length - 2} "
                 f"at --seq_length {config.seq_length}"
             )
+    if len(set(config.probe_periods)) != len(config.probe_periods):
+        faults.append(f"--probe_periods is {list(config.probe_periods)}; give every period once")
     if config.eigen_interval and config.track_top_k_eigenvalues + config.track_negative_eigenvalues < 1:
         faults.append(
             "--track_top_k_eigenvalues and --track_negative_eigenvalues are both 0; "
@@ -377,8 +417,10 @@ def _ngram_faults(config: RunConfig) -> list[str]:
 
 def _nearest_divisor(number: int, wanted: int) -> int:
     """Return the divisor of `number` that lies nearest to `wanted`."""
-    divisors = [d for d in range(1, max(number, 1) + 1) if number % d == 0]
-    return min(divisors or [1], key=lambda d: abs(d - wanted))
+    if number < 1:
+        return 1
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return min([*small, *(number // d for d in small)], key=lambda d: abs(d - wanted))
 
 
 def preset_names() -> list[str]:
@@ -413,4 +455,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     unknown = sorted(str(name) for name in values if name not in FIELD_NAMES)
     if unknown:
         raise ConfigError([f"--config {path} holds the unknown setting {name!r}; remove it" for name in unknown])
+    empty = [name for name, value in values.items() if value is None and name != "text_path"]
+    if empty:
+        raise ConfigError([f"--{name} has no value in --config {path}; give one or remove it" for name in empty])
     return values

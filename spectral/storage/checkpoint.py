@@ -1,5 +1,6 @@
 """Checkpoints that are whole or absent: written atomically, sealed by a SHA-256, free of pickled objects."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -34,16 +35,24 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
         TypeError: `state` holds anything else, which would need trust to load again.
         CheckpointError: the file could not be written; an earlier one of this name is still there.
     """
-    target = Path(path)
+    target, seal = Path(path), _sidecar(Path(path))
     _require_plain(state, "state")
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getvalue()
     torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    earlier = seal.read_bytes() if seal.exists() else None
     try:
+        # The seal first: a kill between the two leaves a seal without a file, which is no checkpoint. The other way
+        # round it would leave a file without a seal, and a run whose first checkpoint that is could not go on.
+        write_text_atomic(seal, f"{hashlib.sha256(data).hexdigest()}  {target.name}\n")
         write_bytes_atomic(target, data)
-        write_text_atomic(_sidecar(target), f"{hashlib.sha256(data).hexdigest()}  {target.name}\n")
     except OSError as error:
+        with contextlib.suppress(OSError):
+            if earlier is None:
+                seal.unlink(missing_ok=True)
+            else:
+                write_bytes_atomic(seal, earlier)
         msg = f"checkpoint {target} could not be written ({error.strerror}); free some space, then resume the run"
         raise CheckpointError(msg) from error
 

@@ -370,6 +370,8 @@ def _add_process_datasets(file: h5py.File) -> None:
     ):
         dataset = file.create_dataset(name, data=data, chunks=data.shape)
         set_attributes(dataset, {"units": "s" if name == "heartbeat" else "1", "long_name": long_name})
+        if name == "heartbeat":
+            set_attributes(dataset, {"wall_clock": 1})
         if axis not in file:
             file.create_dataset(axis, data=np.array(labels), chunks=(len(labels),)).make_scale(axis)
         dataset.dims[0].attach_scale(file[axis])

@@ -64,7 +64,7 @@ class RunDirectory:
                 raise RunDirectoryError(msg)
             entries = sorted(os.listdir(folder)) if folder.is_dir() else []
             if entries and not overwrite:
-                msg = f"{folder} is not empty; resume the run in it, choose another run name, or allow to overwrite it"
+                msg = f"{folder} is not empty; go on with --resume {folder}, give another --run_name, or --overwrite it"
                 raise RunDirectoryError(msg)
             if entries:
                 _require_run(folder, entries)

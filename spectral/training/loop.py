@@ -24,7 +24,7 @@ from spectral.data import DataSource
 from spectral.detection import OnlineDetector, OnlineEvent, RunVerdict
 from spectral.detection.signals import FAMILY_OF, LOG_SIGNALS, SIGNALS, signal_values
 from spectral.detection.thresholds import LEVELS, threshold
-from spectral.errors import CheckpointError, ConfigError, NonFiniteError, UserError
+from spectral.errors import CheckpointError, ConfigError, NonFiniteError, ResultsFileError, UserError
 from spectral.models import Transformer, next_token_loss
 from spectral.randomness import derive_seed
 from spectral.result import MetricResult
@@ -89,6 +89,35 @@ def select_device(name: str) -> torch.device:
     return device
 
 
+def check_runnable(config: RunConfig) -> None:
+    """Check, before anything is written, what only the machine and the data can tell.
+
+    Raises:
+        ConfigError: no such device, no usable data, a model that does not fit, or more eigenvalues than parameters.
+    """
+    device = select_device(config.device)
+    DataSource(config, device)
+    try:
+        n = sum(parameter.numel() for parameter in Transformer.from_config(config).parameters())
+    except (RuntimeError, MemoryError) as error:  # torch reports a refused allocation as RuntimeError
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise ConfigError(
+            [
+                f"--d_model {config.d_model}, --n_layers {config.n_layers} and --vocab_size {config.vocab_size} make "
+                "a model that does not fit into memory; lower one of them"
+            ]
+        ) from None
+    wanted = config.track_top_k_eigenvalues + config.track_negative_eigenvalues
+    if config.eigen_interval and wanted > n:
+        raise ConfigError(
+            [
+                f"--track_top_k_eigenvalues {config.track_top_k_eigenvalues} and --track_negative_eigenvalues "
+                f"{config.track_negative_eigenvalues} ask for more than the {n} eigenvalues there are; lower them"
+            ]
+        )
+
+
 def make_deterministic(device: torch.device) -> None:
     """Ask PyTorch for equal bits on equal input; on CPU its default for the operations used here."""
     if device.type == "cuda":
@@ -148,6 +177,7 @@ class Trainer:
         self._marked: set[int] = set()
         self._snapshots = frozenset(config.snapshot_steps())
         self._interrupted = False
+        self._saved = -1
         self._accuracy: float | None = None
         self._lambda_1: float | None = None
         state = self._load(resume_anyway) if resume else None
@@ -156,6 +186,11 @@ class Trainer:
             self.monitor.load_state_dict(state["monitor"])
 
     # the loop
+
+    @property
+    def finished(self) -> bool:
+        """Whether no update is left to do."""
+        return self.completed >= self._stop_at
 
     def run(self) -> Outcome:
         """Train to the end, or until interrupted.
@@ -168,14 +203,15 @@ class Trainer:
         try:
             with self._interruptible():
                 self._advance()
+            finished = self.finished
+            if finished:
+                save_checkpoint(self.directory.model_final_path, dict(self.model.state_dict()))
         except UserError as error:
             self._fail(error)
             raise
-        finished = self.completed >= self._stop_at
         verdict = None
         if finished:
-            save_checkpoint(self.directory.model_final_path, dict(self.model.state_dict()))
-            verdict = self.monitor.close()
+            verdict = self.monitor.close(judge=self.config.detect)
         else:
             self.directory.log_event("interrupted", step=self.completed)
             self.monitor.close(status="failed")
@@ -189,7 +225,7 @@ class Trainer:
 
     def _advance(self) -> None:
         self.model.train()
-        if self.completed == 0:
+        if self._saved < 0:  # a run resumed at step 0 has that snapshot already
             self._measure()
             self._save()
         while self.completed < self._stop_at and not self._interrupted:
@@ -210,8 +246,12 @@ class Trainer:
                 self._require_finite(loss, norm)
                 self._save()
             if self._progress is not None:
-                facts = {"loss": float(loss), "accuracy": self._accuracy, "lambda_1": self._lambda_1}
-                self._progress.update(step, **(facts if logged else {}))
+                facts: dict[str, float | None] = {}
+                if logged:  # reading the loss makes a GPU wait
+                    facts = {"loss": float(loss), "accuracy": self._accuracy, "lambda_1": self._lambda_1}
+                self._progress.update(step, **facts)
+        if self._interrupted and self._saved != self.completed:  # the signal came after the step's last look at it
+            self._save()
 
     def _update(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Do one optimizer update; return the batch's loss before it and the gradient norm before clipping."""
@@ -283,6 +323,8 @@ class Trainer:
         self.directory.log_event(
             "detector", event=event.kind, **{name: value for name, value in event.to_dict().items() if name != "kind"}
         )
+        if event.kind == "transition_revoked":
+            self._stop_at = self.config.num_steps  # a false alarm must not end the run
         if event.kind != "transition_confirmed":
             return
         self.directory.log_event(
@@ -319,7 +361,10 @@ class Trainer:
             "marked": sorted(self._marked),
             "committed": list(self.monitor.writer.committed),
         }
+        # A checkpoint must not outlive rows that it counts: rows of /train are forced to disk here.
+        self.monitor.writer.set_status("running")
         save_checkpoint(folder / checkpoint_name(self.completed), state)
+        self._saved = self.completed
         self.directory.log_event("checkpoint", step=self.completed)
         if self.config.keep_checkpoints:
             prune_checkpoints(folder, self.config.keep_checkpoints, self._marked)
@@ -346,7 +391,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.detector is not None and state["detector"] is not None:
             self.detector.load_state_dict(state["detector"])
-        self.completed = int(state["step"])
+        self.completed = self._saved = int(state["step"])
         self._stop_at = int(state["stop_at"])
         self._marked = set(state["marked"])
         self.directory.log_event("resume", step=self.completed)
@@ -373,11 +418,23 @@ class Trainer:
 
     def _open_monitor(self, state: dict[str, Any] | None) -> SpectralMonitor:
         config, path = self.config, self.directory.results_path
+        if state is not None and not path.exists():
+            msg = f"{path} is missing, and its rows cannot be measured again; restore a copy or start a new run"
+            raise ResultsFileError(msg)
         if path.exists():
             # Also with no checkpoint: then nothing is kept, but probes and attributes are.
             writer = ResultsWriter.reopen(path, last_step=self.completed if state is not None else -1)
         else:
             writer = self._create_results()
+        if state is not None and list(writer.committed) != state["committed"]:
+            rows = writer.committed
+            writer.close()
+            msg = (
+                f"{path} has {rows[0]} training rows and {rows[1]} snapshots up to step {self.completed} where the "
+                f"checkpoint counts {state['committed'][0]} and {state['committed'][1]}; it is not the file of this "
+                "run: restore a copy or start a new run"
+            )
+            raise ResultsFileError(msg)
         measurements = [
             lambda model: measure_behaviour(model, self.source),
             lambda model: measure_circuits(model, self.source),
@@ -477,7 +534,9 @@ class Trainer:
             if self._interrupted:
                 raise KeyboardInterrupt
             self._interrupted = True
-            if self._progress is not None:
+            if self._progress is None:
+                return
+            with contextlib.suppress(RuntimeError):  # the signal came in the middle of another line
                 self._progress.message(f"{signal.Signals(number).name}: saving a checkpoint after this step")
 
         previous = {}

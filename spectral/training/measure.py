@@ -26,6 +26,7 @@ from spectral.curvature import (
     subspace_overlap,
     top_eigenpairs,
 )
+from spectral.curvature.lanczos import MAX_BASIS
 from spectral.curvature.operator import LossFunction
 from spectral.data import DataSource, TokenBatch
 from spectral.models import Transformer
@@ -75,6 +76,7 @@ def measure_curvature(
     started = time.perf_counter()
     if settings.dtype is not None and settings.dtype != next(model.parameters()).dtype:
         model = copy.deepcopy(model).to(settings.dtype)
+        batch = _in_precision(batch, settings.dtype)
     operator = HessianOperator(model, loss_fn, batch, microbatch_size=settings.microbatch_size)
     spectrum = top_eigenpairs(
         operator,
@@ -82,6 +84,8 @@ def measure_curvature(
         k_negative=settings.k_negative,
         rtol=settings.rtol,
         max_products=settings.max_products,
+        # Room for every wanted pair and as many again, or the basis is compressed after each few products.
+        max_basis=max(MAX_BASIS, 4 * (settings.k + settings.k_negative)),
         # A start of its own at every step: no direction stays unseen for a whole run.
         seed=derive_seed(settings.seed, "eigenvectors", step),
     )
@@ -211,6 +215,19 @@ def _limited(probe: TokenBatch, model: Transformer) -> TokenBatch:
     return TokenBatch(
         tokens=probe.tokens[:n], predictable=probe.predictable[:n], boundary=probe.boundary[:n], period=period
     )
+
+
+def _in_precision(batch: Any, dtype: torch.dtype) -> Any:
+    """Return a batch whose floating-point tensors have the precision of the model that reads them."""
+    if isinstance(batch, Tensor):
+        return batch.to(dtype) if batch.is_floating_point() else batch
+    if isinstance(batch, dict):
+        return {key: _in_precision(item, dtype) for key, item in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_in_precision(item, dtype) for item in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(_in_precision(item, dtype) for item in batch)
+    return batch
 
 
 def _has_rank(name: str) -> bool:

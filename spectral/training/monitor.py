@@ -88,8 +88,11 @@ class SpectralMonitor:
             seed=seed,
         )
         stored = dict(config or {}) | {"eigen_interval": eigen_interval, "seed": seed}
-        directory = RunDirectory.create(path, stored, overwrite=overwrite)
         blocks = model_blocks(model)
+        n = sum(parameter.numel() for parameter in model.parameters())
+        if n == 0:
+            msg = "the model has no parameters, so there is no Hessian; pass the module that is trained"
+            raise ValueError(msg)
         layout = RunLayout(
             n_layers=0,
             n_heads=0,
@@ -100,15 +103,19 @@ class SpectralMonitor:
             vocab_size=0,
             block_names=tuple(blocks),
         )
-        n = sum(parameter.numel() for parameter in model.parameters())
-        writer = ResultsWriter.create(
-            directory.results_path,
-            layout,
-            attributes=run_attributes(stored, n_parameters=n, device=str(next(model.parameters()).device)),
-            dataset_attributes=curvature_attributes(n, k, {}),
-        )
-        self._start(model, loss_fn, probe_batch, directory, writer, settings, eigen_interval, (), significance=0.01)
-        directory.log_event("start", step=0)
+        directory = RunDirectory.create(path, stored, overwrite=overwrite)
+        try:
+            writer = ResultsWriter.create(
+                directory.results_path,
+                layout,
+                attributes=run_attributes(stored, n_parameters=n, device=str(next(model.parameters()).device)),
+                dataset_attributes=curvature_attributes(n, k, {}),
+            )
+            self._start(model, loss_fn, probe_batch, directory, writer, settings, eigen_interval, (), significance=0.01)
+            directory.log_event("start", step=0)
+        except BaseException:
+            directory.close()
+            raise
 
     @classmethod
     def over(
@@ -157,7 +164,7 @@ class SpectralMonitor:
         self._closed = False
         writer.set_status("running")
 
-    def step(self, step: int, **training: float) -> Row | None:
+    def step(self, step: int, **training: float | int) -> Row | None:
         """Call once per optimizer step, with the number of updates completed.
 
         Takes a snapshot when `step` is a multiple of `eigen_interval`, and returns it. Keyword arguments (`loss`,
@@ -171,7 +178,7 @@ class SpectralMonitor:
             self.log(step, **training)
         return self.snapshot(step) if step % self._interval == 0 else None
 
-    def log(self, step: int, **training: float) -> None:
+    def log(self, step: int, **training: float | int) -> None:
         """Store one row of `/train`."""
         self.writer.append_train({"step": step, "seconds": time.perf_counter() - self._started, **training})
 
@@ -214,14 +221,19 @@ class SpectralMonitor:
         with open_run(self.directory.path) as run:
             return judge_run(run, significance=self._significance)
 
-    def close(self, *, status: str = "finished") -> RunVerdict | None:
-        """Write the final verdict to `transitions.json` and close the run; does nothing the second time."""
+    def close(self, *, status: str = "finished", judge: bool = True) -> RunVerdict | None:
+        """Write the final verdict to `transitions.json` and close the run; does nothing the second time.
+
+        Args:
+            status: `finished` or `failed`.
+            judge: whether a finished run gets a verdict.
+        """
         if self._closed:
             return None
         self._closed = True
         verdict = None
         try:
-            if status == "finished":
+            if status == "finished" and judge:
                 verdict = self.verdict()
                 if verdict is not None:
                     self.directory.write_json("transitions.json", verdict.to_dict())
@@ -271,8 +283,8 @@ def curvature_attributes(n: int, k: int, attributes: Mapping[str, Any]) -> dict[
         return {}
     return {
         "hessian/gradient_alignment": {"chance": 1.0 / n, **attributes},
-        "hessian/gradient_alignment_total": {"chance": [(i + 1) / n for i in range(k)], **attributes},
-        "hessian/eigenvector_overlap": {"chance": k / n, **attributes},
+        "hessian/gradient_alignment_total": {"chance": [min((i + 1) / n, 1.0) for i in range(k)], **attributes},
+        "hessian/eigenvector_overlap": {"chance": min(k / n, 1.0), **attributes},
     }
 
 
