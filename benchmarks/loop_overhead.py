@@ -19,7 +19,7 @@ from spectral.data import DataSource
 from spectral.models import Transformer, next_token_loss
 from spectral.storage import RunDirectory
 from spectral.training import Trainer
-from spectral.training.loop import make_optimizer
+from spectral.training.setup import make_optimizer
 
 
 def bare(config: RunConfig) -> float:

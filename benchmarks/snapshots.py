@@ -8,7 +8,7 @@ from spectral.behaviour import induction_accuracy
 from spectral.config import RunConfig, load_preset
 from spectral.data import DataSource
 from spectral.models import Transformer, next_token_loss
-from spectral.training.loop import make_optimizer
+from spectral.training.setup import make_optimizer
 
 ACCURACIES = {"before": 0.1, "in": 0.5, "after": 0.95}  # induction accuracy at which a snapshot is taken
 

@@ -88,7 +88,7 @@ def _train(arguments: list[str]) -> int:
     if command["dry_run"]:
         return _dry_run(config)
     from spectral.storage import RunDirectory
-    from spectral.training.loop import check_runnable
+    from spectral.training.setup import check_runnable
 
     path = _run_path(command)
     check_runnable(config)  # before anything is written or, with --overwrite, deleted
@@ -121,7 +121,7 @@ def _resume(command: dict[str, Any], config: RunConfig, given: dict[str, Any]) -
 
 
 def _require_device(stored: RunConfig, path: Path) -> None:
-    from spectral.training.loop import select_device
+    from spectral.training.setup import select_device
 
     try:
         select_device(stored.device)

@@ -200,7 +200,10 @@ class RunConfig:
             return self.probe_periods
         low, high = (self.min_period, self.max_period) if self.data == "repeated" else (4, self.seq_length // 4)
         wanted = {low // 2, (3 * low) // 4, low, (low + high) // 2, high, (5 * high) // 4, (3 * high) // 2}
-        return tuple(sorted(p for p in wanted if 2 <= p <= self.seq_length // 2)) or (max(2, self.seq_length // 2),)
+        # Up to three quarters of the sequence: enough of a second copy to judge by.
+        return tuple(sorted(p for p in wanted if 2 <= p <= (3 * self.seq_length) // 4)) or (
+            max(2, self.seq_length // 2),
+        )
 
     def snapshot_steps(self) -> list[int]:
         """Return the steps at which snapshots are taken: every eigen_interval from 0 on, and the last step."""

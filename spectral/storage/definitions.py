@@ -88,9 +88,9 @@ def _behaviour(layout: RunLayout) -> list[Row]:
         ),
         Row(
             "random_accuracy",
-            "Accuracy on the control probe without repeats",
+            "Accuracy at positions that nothing before predicts",
             chance=uniform,
-            definition="random_accuracy/no_repeat/v1",
+            definition="random_accuracy/unpredictable_positions/v1",
         ),
         Row(
             "in_context_accuracy",
@@ -174,6 +174,7 @@ def _hessian() -> list[Row]:
             "int8",
         ),
         Row("n_products", "Hessian-vector products spent", "product", dtype="int64"),
+        Row("verified", "Whether a second start confirmed that no eigenvalue was missed: 1 yes, 0 no", dtype="int8"),
         Row("seconds", "Wall-clock time of the snapshot", SECONDS, extra=(("wall_clock", 1),)),
         Row("loss", "Loss on the curvature probe", "nats", definition="loss/mean_positions/v1"),
         Row("gradient_norm", "Euclidean norm of the gradient on the curvature probe", SLOPE),

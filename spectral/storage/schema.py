@@ -19,7 +19,7 @@ SCHEMA_VERSION = "1.0"
 SNAPSHOT_GROUPS = ("behaviour", "hessian", "circuits", "detector")
 """Groups that gain exactly one row per snapshot, all in the same commit."""
 
-STATUS_CODES = {"running": 0, "finished": 1, "failed": 2}
+STATUS_CODES = {"running": 0, "finished": 1, "failed": 2, "interrupted": 3}
 
 SNAPSHOT_SCALAR_CHUNK = 64
 TRAIN_CHUNK = 256

@@ -9,8 +9,8 @@ from spectral.config import RunConfig
 from spectral.curvature import HessianOperator
 from spectral.data import DataSource
 from spectral.models import Transformer, next_token_loss
-from spectral.training.loop import make_optimizer, select_device
 from spectral.training.measure import measure_behaviour, measure_circuits
+from spectral.training.setup import make_optimizer, select_device
 
 TYPICAL_PRODUCTS = 60  # per snapshot of the default size; the real number depends on the spectrum
 TIMED_STEPS = 3

@@ -15,23 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from spectral.circuits import attention_scores
 from spectral.config import RunConfig
 from spectral.data import DataSource
-from spectral.detection import OnlineDetector, OnlineEvent, RunVerdict
-from spectral.detection.signals import FAMILY_OF, LOG_SIGNALS, SIGNALS, signal_values
-from spectral.detection.thresholds import LEVELS, threshold
-from spectral.errors import CheckpointError, ConfigError, NonFiniteError, ResultsFileError, UserError
+from spectral.detection import OnlineEvent, RunVerdict
+from spectral.detection.signals import signal_values
+from spectral.errors import CheckpointError, NonFiniteError, ResultsFileError, UserError
 from spectral.models import Transformer, next_token_loss
 from spectral.randomness import derive_seed
-from spectral.result import MetricResult
 from spectral.storage import (
     ResultsWriter,
     RunDirectory,
-    RunLayout,
     checkpoint_name,
     find_newest_checkpoint,
     list_checkpoints,
@@ -44,9 +39,11 @@ from spectral.training.measure import (
     measure_behaviour,
     measure_circuits,
 )
-from spectral.training.monitor import SpectralMonitor, curvature_attributes, model_blocks, run_attributes
+from spectral.training.monitor import SpectralMonitor
 from spectral.training.progress import Progress
+from spectral.training.results_file import create_results
 from spectral.training.schedule import learning_rate
+from spectral.training.setup import make_detector, make_deterministic, make_optimizer, select_device
 
 CHECKPOINT_FORMAT = 1
 
@@ -68,78 +65,6 @@ class Outcome:
     verdict: RunVerdict | None
     seconds: float
     measuring_seconds: float
-
-
-def select_device(name: str) -> torch.device:
-    """Return the device that `--device` names.
-
-    Raises:
-        ConfigError: CUDA asked for where there is none, or an index that does not exist.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError([f"--device {name}: this machine or this PyTorch has no CUDA; use --device cpu"])
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(
-                [f"--device {name}: there are {torch.cuda.device_count()} CUDA devices; use a lower index"]
-            )
-    return device
-
-
-def check_runnable(config: RunConfig) -> None:
-    """Check, before anything is written, what only the machine and the data can tell.
-
-    Raises:
-        ConfigError: no such device, no usable data, a model that does not fit, or more eigenvalues than parameters.
-    """
-    device = select_device(config.device)
-    DataSource(config, device)
-    try:
-        n = sum(parameter.numel() for parameter in Transformer.from_config(config).parameters())
-    except (RuntimeError, MemoryError) as error:  # torch reports a refused allocation as RuntimeError
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        raise ConfigError(
-            [
-                f"--d_model {config.d_model}, --n_layers {config.n_layers} and --vocab_size {config.vocab_size} make "
-                "a model that does not fit into memory; lower one of them"
-            ]
-        ) from None
-    wanted = config.track_top_k_eigenvalues + config.track_negative_eigenvalues
-    if config.eigen_interval and wanted > n:
-        raise ConfigError(
-            [
-                f"--track_top_k_eigenvalues {config.track_top_k_eigenvalues} and --track_negative_eigenvalues "
-                f"{config.track_negative_eigenvalues} ask for more than the {n} eigenvalues there are; lower them"
-            ]
-        )
-
-
-def make_deterministic(device: torch.device) -> None:
-    """Ask PyTorch for equal bits on equal input; on CPU its default for the operations used here."""
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-
-
-def make_optimizer(config: RunConfig, model: Transformer) -> torch.optim.Optimizer:
-    """Return the optimizer of a run."""
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), lr=config.lr, momentum=config.beta1, weight_decay=config.weight_decay
-        )
-    # Fused: one kernel instead of a dozen per parameter; the same update rule.
-    return torch.optim.AdamW(
-        model.parameters(),
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
 
 
 class Trainer:
@@ -213,8 +138,7 @@ class Trainer:
         if finished:
             verdict = self.monitor.close(judge=self.config.detect)
         else:
-            self.directory.log_event("interrupted", step=self.completed)
-            self.monitor.close(status="failed")
+            self.monitor.close(status="interrupted")
         return Outcome(
             step=self.completed,
             finished=finished,
@@ -425,7 +349,7 @@ class Trainer:
             # Also with no checkpoint: then nothing is kept, but probes and attributes are.
             writer = ResultsWriter.reopen(path, last_step=self.completed if state is not None else -1)
         else:
-            writer = self._create_results()
+            writer = create_results(path, config, self.source, self.model)
         if state is not None and list(writer.committed) != state["committed"]:
             rows = writer.committed
             writer.close()
@@ -462,63 +386,6 @@ class Trainer:
             self.directory.log_event("start", step=0, pid=os.getpid())
         return monitor
 
-    def _create_results(self) -> ResultsWriter:
-        config, source = self.config, self.source
-        n = sum(parameter.numel() for parameter in self.model.parameters())
-        attention = source.attention_probe
-        layout = RunLayout(
-            n_layers=config.n_layers,
-            n_heads=config.n_heads,
-            d_head=config.d_head,
-            n_top=config.track_top_k_eigenvalues,
-            n_negative=config.track_negative_eigenvalues,
-            seq_length=config.seq_length,
-            vocab_size=config.vocab_size,
-            probe_periods=config.resolved_probe_periods,
-            block_names=tuple(model_blocks(self.model)),
-            signals=tuple(entry.name for entry in SIGNALS) if config.detect else (),
-            attention_positions=0 if attention is None else attention.tokens.shape[1],
-        )
-        probes = {
-            "curvature_tokens": source.curvature_probe.tokens,
-            "behaviour_tokens": source.behaviour_probe.tokens,
-            "behaviour_predictable": source.behaviour_probe.predictable,
-            "repeat_tokens": source.repeat_probe.tokens,
-        }
-        if attention is not None:
-            probes["attention_tokens"] = attention.tokens[0]
-        return ResultsWriter.create(
-            self.directory.results_path,
-            layout,
-            attributes=run_attributes(config.to_dict(), n_parameters=n, device=str(self.device)),
-            probes={name: tensor.cpu().numpy() for name, tensor in probes.items()},
-            dataset_attributes=self._dataset_attributes(n),
-        )
-
-    def _dataset_attributes(self, n: int) -> dict[str, dict[str, Any]]:
-        """Return chance levels and definitions that depend on the run: its size and its probes."""
-        config = self.config
-        attributes = curvature_attributes(
-            n, config.track_top_k_eigenvalues, {"probe_sha256": self.source.curvature_probe.sha256()}
-        )
-        t1, t2 = self.source.icl_positions
-        attributes["behaviour/icl_score"] = {"t1": t1, "t2": t2, "window": 1}
-        # Chance levels of the probe-dependent scores follow from the probe alone, so uniform attention gives them.
-        chances = uniform_attention_chances(self.source)
-        for name, result in chances.items():
-            attributes[f"circuits/{name}"] = {
-                "chance": float(np.mean(np.asarray(result.chance))),
-                "ln_treatment": "ignored",
-            }
-        if self.detector is not None:
-            level = threshold(len(self._snapshots), online_significance(config))
-            for entry in SIGNALS:
-                attributes[f"detector/{entry.name}"] = {
-                    "threshold": level,
-                    "long_name": f"Online statistic: {entry.long_name}",
-                }
-        return attributes
-
     def _fail(self, error: UserError) -> None:
         """Leave the run readable and say why it ended; the disk may be the reason, so nothing here may raise."""
         with contextlib.suppress(UserError, OSError):
@@ -550,31 +417,3 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-def make_detector(config: RunConfig) -> OnlineDetector | None:
-    """Return the online detector of a run; None when it is switched off or there is nothing to watch."""
-    if not config.detect or config.eigen_interval == 0:
-        return None
-    return OnlineDetector(
-        FAMILY_OF,
-        planned_steps=config.num_steps,
-        significance=online_significance(config),
-        log_signals=LOG_SIGNALS,
-        seed=config.seed,
-    )
-
-
-def online_significance(config: RunConfig) -> float:
-    """Return the run's significance, moved into the range for which online thresholds are calibrated."""
-    return min(max(config.significance, min(LEVELS)), max(LEVELS))
-
-
-def uniform_attention_chances(source: DataSource) -> dict[str, MetricResult]:
-    """Return every attention score of a head that attends uniformly on the repeat probe; its values are the chances."""
-    tokens = source.repeat_probe.tokens
-    length = tokens.shape[1]
-    uniform = torch.ones(length, length).tril()
-    uniform = (uniform / uniform.sum(dim=1, keepdim=True)).expand(len(tokens), 1, length, length)
-    scores = attention_scores(uniform, tokens.cpu())
-    return {name: result for name, result in scores.items() if name != "current_token_score"}

@@ -107,6 +107,7 @@ def measure_curvature(
         "hessian/negative_error_bounds": _padded(bottom.error_bounds, k_negative),
         "hessian/negative_converged": _padded(bottom.converged, k_negative, missing=-1.0).astype(np.int8),
         "hessian/n_products": spectrum.n_products,
+        "hessian/verified": int(spectrum.verified),
         "hessian/loss": operator.loss,
         "hessian/gradient_norm": alignment.gradient_norm,
         "hessian/gradient_alignment": _padded(alignment.cos_squared, k),

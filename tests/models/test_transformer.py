@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectral.config import RunConfig
@@ -149,27 +148,42 @@ def test_attention_has_correct_second_derivatives(rotary):
     assert torch.autograd.gradgradcheck(written, (x, *weights))
 
 
+class Operations(TorchDispatchMode):
+    """Names of the operations that ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("name", OPTIONS)
-def test_no_fused_attention_kernel_is_called(name):
-    class Names(TorchDispatchMode):
-        def __init__(self):
-            super().__init__()
-            self.seen = set()
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.seen.add(str(func))
-            return func(*args, **(kwargs or {}))
-
-    class Functions(TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            assert func is not torch.nn.functional.scaled_dot_product_attention
-            return func(*args, **(kwargs or {}))
-
-    model = model_of(**OPTIONS[name]).train()
-    with Functions(), Names() as names:
+def test_what_is_measured_uses_no_fused_attention_kernel(name):
+    model = model_of(**OPTIONS[name]).eval()
+    with Operations() as operations:
         next_token_loss(model, tokens_of()).backward()
-    assert any("softmax" in op for op in names.seen)
-    assert not any("attention" in op or "flash" in op for op in names.seen)
+        model.train().forward_with_patterns(tokens_of())
+    assert any("softmax" in op for op in operations.seen)
+    assert not any("attention" in op or "flash" in op for op in operations.seen)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "dropout"])
+def test_the_fused_kernel_of_training_gives_the_same_loss_and_gradient(name):
+    model = model_of(**OPTIONS[name]).double()
+    losses, gradients = [], []
+    for training in (True, False):
+        model.train(training)
+        with Operations() as operations:
+            loss = next_token_loss(model, tokens_of())
+        assert any("attention" in op for op in operations.seen) == training
+        losses.append(float(loss.detach()))
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    for fused, written in zip(*gradients, strict=True):
+        torch.testing.assert_close(fused, written, rtol=1e-9, atol=1e-12)
 
 
 # initialisation
