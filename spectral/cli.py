@@ -261,6 +261,7 @@ def _parse_train(arguments: list[str]) -> tuple[dict[str, Any], RunConfig, dict[
     rest = _with_values(rest)
     layers: list[str] = []
     given: dict[str, Any] = {}
+    chosen = set(_flag_names(rest))  # by flag or file, not by a preset
     # Precedence is defaults < preset < file < flags; jsonargparse applies sources in order of appearance.
     if command["resume"] is not None:
         layers += _stored_layer(Path(command["resume"]))
@@ -270,12 +271,13 @@ def _parse_train(arguments: list[str]) -> tuple[dict[str, Any], RunConfig, dict[
     if command["config"] is not None:
         found = read_settings(Path(command["config"]))
         given |= found
+        chosen |= set(found)
         layers += ["--config", command["config"]] if found else []
     parser = _config_parser()
     values = parser.parse_args([*layers, *rest]).as_dict()
     given |= dict.fromkeys(_flag_names(rest))
-    if values["data"] == "text" and "vocab_size" not in given:
-        values["vocab_size"] = TEXT_VOCAB_SIZE  # the default is for synthetic tokens
+    if values["data"] == "text" and "vocab_size" not in chosen and command["resume"] is None:
+        values["vocab_size"] = TEXT_VOCAB_SIZE  # those of the defaults and presets are for synthetic tokens
     return command, RunConfig(**{name: values[name] for name in FIELD_NAMES}), given
 
 
