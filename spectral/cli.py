@@ -136,7 +136,9 @@ def _require_device(stored: RunConfig, path: Path) -> None:
 
 def _run(config: RunConfig, directory: Any, command: dict[str, Any], *, resume: bool) -> int:
     from spectral.training import Progress, Trainer
+    from spectral.training.memory import keep_freed_memory
 
+    keep_freed_memory()
     progress = None if command["quiet"] else Progress(config.num_steps)
     trainer = Trainer(config, directory, resume=resume, resume_anyway=command["resume_anyway"], progress=progress)
     if progress is not None:
@@ -193,7 +195,9 @@ def _dry_run(config: RunConfig) -> int:
     import yaml
 
     from spectral.training.estimate import estimate
+    from spectral.training.memory import keep_freed_memory
 
+    keep_freed_memory()
     print(yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip())
     print()
     print(estimate(config).describe())
