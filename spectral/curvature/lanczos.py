@@ -26,7 +26,7 @@ from spectral.curvature.certify import (
     honest_bounds_when_not_certified,
     random_start_gap,
 )
-from spectral.curvature.krylov import FreshStart, KrylovSpace, OpenEnd, SymmetricOperator
+from spectral.curvature.krylov import FreshStart, KrylovSpace, OpenEnd, SymmetricOperator, small_eigh
 
 MAX_BASIS = 128  # vectors; past it the basis is compressed to its best Ritz vectors
 PRODUCTS_PER_BASIS = 3  # default limit on products, in units of MAX_BASIS
@@ -279,7 +279,7 @@ class _Solver:
         """
         m = self.space.size
         block = self.space.projected[running.first : m, running.first : m]
-        now, before = np.linalg.eigvalsh(block), np.linalg.eigvalsh(block[:-2, :-2])
+        (now, _), (before, _) = small_eigh(block), small_eigh(block[:-2, :-2])
         top = self.k and now[-1] + (now[-1] - before[-1]) > self.theta[::-1][self.k - 1]
         bottom = self.k_negative and now[0] + (now[0] - before[0]) < self.theta[self.k_negative - 1]
         return bool(top or bottom)
