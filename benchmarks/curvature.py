@@ -12,12 +12,13 @@ import copy
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pyhessian.hessian
+import pyhessian
 import scipy.sparse.linalg
 import torch
 from rich.console import Console
@@ -71,22 +72,21 @@ def with_pyhessian(snapshot: Snapshot, seed: int) -> Result:
     """PyHessian's power iteration with deflation at its tolerance 1e-3."""
     torch.manual_seed(seed)
     counted = 0
-    original = pyhessian.hessian.hessian_vector_product
+    module = sys.modules["pyhessian.hessian"]  # the package's attribute of that name is the class
+    original = module.hessian_vector_product
 
     def counting(*arguments: Any) -> Any:
         nonlocal counted
         counted += 1
         return original(*arguments)
 
-    pyhessian.hessian.hessian_vector_product = counting
+    module.hessian_vector_product = counting
     try:
         model = copy.deepcopy(snapshot.model)
-        computer = pyhessian.hessian.hessian(
-            model, _next_token_criterion, data=(snapshot.tokens, snapshot.tokens), cuda=False
-        )
+        computer = pyhessian.hessian(model, _next_token_criterion, data=(snapshot.tokens, snapshot.tokens), cuda=False)
         values, _ = computer.eigenvalues(maxIter=100, tol=1e-3, top_n=K)
     finally:
-        pyhessian.hessian.hessian_vector_product = original
+        module.hessian_vector_product = original
     return np.array(values), counted
 
 
