@@ -42,6 +42,12 @@ COMMAND_FLAGS = {
 }
 
 
+REMEDIES = {  # what to change when the detector could not tell
+    "too_few_snapshots": "fewer than 40: lower --eigen_interval",
+    "too_wide": "long for this run: raise --num_steps, or read the curves",
+    "at_edge": "too near the start or the end: raise --num_steps",
+}
+
 _SWITCHES = {field.name for field in dataclasses.fields(RunConfig) if isinstance(field.default, bool)}
 _LISTS = {field.name for field in dataclasses.fields(RunConfig) if isinstance(field.default, tuple)}
 
@@ -180,8 +186,9 @@ def describe_verdict(transitions: dict[str, Any]) -> str:
     if not consensus:
         return "no verdict: the run holds no snapshot"
     if not consensus["detected"]:
-        reason = f" ({consensus['reason'].replace('_', ' ')})" if consensus.get("reason") else ""
-        return f"transition: {consensus['verdict']}{reason}"
+        reason = consensus.get("reason") or ""
+        hint = f"; {REMEDIES[reason]}" if reason in REMEDIES else ""
+        return f"transition: {consensus['verdict']}" + (f" ({reason.replace('_', ' ')}{hint})" if reason else "")
     low, high = consensus["interval"]
     families = "; ".join(f"{family}: {', '.join(names)}" for family, names in consensus["agreeing_signals"].items())
     return (
