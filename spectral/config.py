@@ -39,10 +39,10 @@ class RunConfig:
         seq_length: tokens per sequence.
         n_sequences: size of the training set; batches repeat in order after n_sequences / batch_size steps.
             0 = every batch is new.
-        min_period: shortest block of `data repeated`, in tokens.
-        max_period: longest block of `data repeated`; equal to min_period = one fixed period.
+        min_period: shortest block of `data repeated`, in tokens; 0 = seq_length / 16.
+        max_period: longest block of `data repeated`; equal to min_period = one fixed period. 0 = seq_length / 4.
         period_per: draw one period per `sequence` or one per `batch`.
-        max_prefix: up to this many random tokens before the first block (`data repeated`).
+        max_prefix: up to this many random tokens before the first block (`data repeated`); -1 = seq_length / 4.
         n_patterns: different patterns per sequence (`data patterns`).
         min_pattern_length: shortest pattern, in tokens (`data patterns`).
         max_pattern_length: longest pattern, in tokens (`data patterns`).
@@ -101,10 +101,10 @@ class RunConfig:
     vocab_size: int = 50
     seq_length: int = 256
     n_sequences: int = 0
-    min_period: int = 16
-    max_period: int = 64
+    min_period: int = 0
+    max_period: int = 0
     period_per: Literal["sequence", "batch"] = "sequence"
-    max_prefix: int = 0
+    max_prefix: int = -1
     n_patterns: int = 5
     min_pattern_length: int = 2
     max_pattern_length: int = 10
@@ -115,9 +115,9 @@ class RunConfig:
     # model
     n_layers: int = 2
     n_heads: int = 8
-    d_model: int = 128
+    d_model: int = 64
     d_ff: int = 0
-    positions: Positions = "learned"
+    positions: Positions = "rotary"
     layer_norm: bool = True
     dropout: float = 0.0
     init_embedding_std: float = 0.2
@@ -166,9 +166,25 @@ class RunConfig:
             if isinstance(field.default, float) and type(getattr(self, field.name)) is int:
                 object.__setattr__(self, field.name, float(getattr(self, field.name)))
         # A value of a wrong type cannot be compared, so the other checks have to wait.
-        faults = _type_faults(self) or [*_range_faults(self), *_combination_faults(self)]
+        faults = _type_faults(self)
+        if not faults:
+            self._choose_periods()
+            faults = [*_range_faults(self), *_combination_faults(self)]
         if faults:
             raise ConfigError(faults)
+
+    def _choose_periods(self) -> None:
+        """Fill in the block lengths that were left to the sequence length, so that every length has fitting ones."""
+        length = max(self.seq_length, 3)
+        low, high, prefix = self.min_period, self.max_period, self.max_prefix
+        if high == 0:
+            high = max(length // 4, low, 1)
+        if low == 0:
+            low = min(max(length // 16, 2), high)
+        if prefix == -1:
+            prefix = max(min(length // 4, length - high - 2), 0)
+        for name, value in (("min_period", low), ("max_period", high), ("max_prefix", prefix)):
+            object.__setattr__(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""

@@ -195,11 +195,12 @@ def _uniform_loss(run: Run) -> float | None:
 def _perfect_loss(run: Run) -> float | None:
     """Return the loss of perfect induction, where the data are repeated blocks and nothing else."""
     trained, vocab_size, length = trained_periods(run), setting(run, "vocab_size"), setting(run, "seq_length")
-    if trained is None or setting(run, "max_prefix") or not vocab_size or not length or trained[1] > length - 1:
+    prefix = setting(run, "max_prefix") or 0
+    if trained is None or not vocab_size or not length or prefix + trained[1] > length - 1:
         return None
-    level = perfect_induction_loss(
-        vocab_size=vocab_size, seq_length=length, periods=range(trained[0], trained[1] + 1), knows_periods=False
-    )
+    # A random prefix only moves the first token that can be known, as a longer first block would.
+    unknown = [start + period for start in range(prefix + 1) for period in range(trained[0], trained[1] + 1)]
+    level = perfect_induction_loss(vocab_size=vocab_size, seq_length=length, periods=unknown, knows_periods=False)
     return level if math.isfinite(level) else None
 
 

@@ -138,6 +138,7 @@ class Trainer:
         if finished:
             verdict = self.monitor.close(judge=self.config.detect)
         else:
+            self.directory.log_event("interrupted", step=self.completed)
             self.monitor.close(status="interrupted")
         return Outcome(
             step=self.completed,

@@ -1,8 +1,8 @@
 """Freed memory kept for the next step.
 
 glibc hands every large block back to the system when it is freed and gets it again, page by page and zeroed, a moment
-later. Second derivatives allocate and free hundreds of such blocks per product; with the blocks kept, a Hessian-vector
-product of the default configuration takes 1.2 s instead of 2.9 s on one core, a gradient 0.4 s instead of 0.7 s.
+later. Second derivatives allocate and free hundreds of such blocks per product; with the blocks kept, a product
+at 256 tokens, width 128 and 32 sequences takes 1.3 s instead of 1.9 to 2.9 s on one core, a gradient 0.4 s, not 0.6.
 """
 
 import ctypes

@@ -225,7 +225,7 @@ class SpectralMonitor:
         """Write the final verdict to `transitions.json` and close the run; does nothing the second time.
 
         Args:
-            status: `finished` or `failed`.
+            status: `finished`, `interrupted` or `failed`.
             judge: whether a finished run gets a verdict.
         """
         if self._closed:
@@ -238,7 +238,8 @@ class SpectralMonitor:
                 if verdict is not None:
                     self.directory.write_json("transitions.json", verdict.to_dict())
             self.writer.set_status(status)
-            self.directory.log_event("finish" if status == "finished" else status, step=self.writer.last_steps[1])
+            if status != "interrupted":  # whoever interrupts a run knows its step and says so
+                self.directory.log_event("finish" if status == "finished" else status, step=self.writer.last_steps[1])
         finally:
             self.writer.close()
             self.directory.close()

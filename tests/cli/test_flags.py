@@ -31,7 +31,7 @@ WITHOUT_PROMISED_DEFAULT = {
     "grad_clip": "0.5",
     "use_lr_schedule": "true",
     "dropout": "0.5",
-    "d_model": "64",
+    "d_model": "96",
     "d_ff": "3",
     "seed": "4",
     "n_sequences": "640",

@@ -136,7 +136,14 @@ def make_run(folder, *, steps=STEPS, change=None, status="finished", verdict=Non
     from spectral.storage import ResultsWriter, RunDirectory, RunLayout
 
     settings = RunConfig(
-        seq_length=32, min_period=6, max_period=12, n_heads=4, d_model=32, num_steps=1000, eigen_interval=20
+        seq_length=32,
+        min_period=6,
+        max_period=12,
+        max_prefix=0,
+        n_heads=4,
+        d_model=32,
+        num_steps=1000,
+        eigen_interval=20,
     ).to_dict() | (config or {})
     fields = {
         "n_layers": 2, "n_heads": 4, "d_head": 8, "n_top": 10, "n_negative": 3, "seq_length": 32, "vocab_size": 50,

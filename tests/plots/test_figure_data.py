@@ -42,6 +42,16 @@ def test_loss_panel_holds_the_stored_losses_and_reference_levels(run):
     assert axes.get_ylabel() == "loss (nats)"
 
 
+def test_a_random_prefix_raises_the_level_of_perfect_induction(synthetic, tmp_path):
+    from spectral.plots import loss_and_accuracy
+    from spectral.storage import open_run
+
+    folder = synthetic.make(tmp_path / "prefixed", steps=(0, 10), config={"max_prefix": 8})
+    axes = loss_and_accuracy(open_run(folder)).axes[0]
+    # Four more tokens on average that nothing predicts.
+    assert by_gid(axes, "perfect-induction")[0].get_ydata()[0] == pytest.approx(13 * np.log(50) / 31)
+
+
 def test_accuracy_panel_holds_accuracies_with_their_chance_levels(run):
     from spectral.plots import loss_and_accuracy
 
