@@ -72,11 +72,15 @@ def test_killed_at_a_random_moment_and_resumed_equals_uninterrupted(uninterrupte
 
 
 def test_killed_before_the_first_checkpoint_starts_over(uninterrupted, tmp_path):
-    folder = tmp_path / "killed"
-    process = _start(folder)
-    wait_for((folder / "results.h5").exists, process)
-    kill(process)
-    assert not list((folder / "checkpoints").glob("*.pt")), "killed too late for what this test wants"
+    for attempt in range(6):  # a busy machine may let the first checkpoint slip through before the kill
+        folder = tmp_path / f"killed{attempt}"
+        process = _start(folder)
+        wait_for((folder / "results.h5").exists, process)
+        kill(process)
+        if not list((folder / "checkpoints").glob("*.pt")):
+            break
+    else:
+        pytest.fail("six kills came too late for what this test wants")
     resume_here(folder)
     assert differences(uninterrupted, folder) == []
 
