@@ -80,6 +80,7 @@ class KrylovSpace:
         self.ends: list[OpenEnd] = []
         self.fresh_starts: list[FreshStart] = []
         self.noise = 0.0
+        self._solved: tuple[np.ndarray, np.ndarray] | None = None
         self._generator = torch_generator(seed, "lanczos")
 
     @property
@@ -95,8 +96,7 @@ class KrylovSpace:
     @property
     def scale(self) -> float:
         """Largest absolute Ritz value, a lower estimate of the operator's norm."""
-        m = self.size
-        return float(np.abs(small_eigh(self.projected[:m, :m])[0]).max()) if m else 0.0
+        return float(np.abs(self._small_eigh()[0]).max()) if self.size else 0.0
 
     def floor(self, scale: float) -> float:
         """Rounding level of a Ritz value: of the arithmetic, or of the products where that is larger.
@@ -144,6 +144,7 @@ class KrylovSpace:
             msg = f"product {self.n_products} returned NaN or infinity; check the weights and the batch"
             raise NonFiniteError(msg)
         self.projected[: m + 1, m] = self.projected[m, : m + 1] = column
+        self._solved = None
         self.noise = max(self.noise, float(np.linalg.norm(column[:m] - predicted)))
         if fresh:
             self.fresh_starts.append(FreshStart(m, float(column[m]), float(column[m] ** 2 + norm**2)))
@@ -156,7 +157,7 @@ class KrylovSpace:
     def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return Ritz values (ascending) [m], their coefficient vectors as columns [m, m], residual norms [m]."""
         m = self.size
-        theta, Y = small_eigh(self.projected[:m, :m])
+        theta, Y = self._small_eigh()
         if not self.ends:
             return theta, Y, np.zeros(m)
         F = torch.stack([end.vector for end in self.ends])
@@ -181,7 +182,14 @@ class KrylovSpace:
         for end in self.ends:
             end.coefficients = end.coefficients @ Y
         self.size = kept
+        self._solved = None
         self.restarts += 1
+
+    def _small_eigh(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the eigenpairs of the projected operator, solved once per basis."""
+        if self._solved is None:
+            self._solved = small_eigh(self.projected[: self.size, : self.size])
+        return self._solved
 
     def _product(self, vector: Tensor) -> Tensor:
         self.n_products += 1

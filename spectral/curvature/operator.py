@@ -367,18 +367,23 @@ def _split(batch: Any, size: int) -> list[Any]:
         raise ValueError(msg)
     (length,) = lengths
 
-    def cut(value: Any, start: int) -> Any:
-        if isinstance(value, Tensor):
-            return value[start : start + size] if value.ndim > 0 else value
-        if isinstance(value, dict):
-            return {key: cut(item, start) for key, item in value.items()}
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*(cut(item, start) for item in value))
-        if isinstance(value, list | tuple):
-            return type(value)(cut(item, start) for item in value)
-        return value
+    def cut(start: int) -> Callable[[Tensor], Tensor]:
+        return lambda tensor: tensor[start : start + size] if tensor.ndim > 0 else tensor
 
-    return [cut(batch, start) for start in range(0, length, size)]
+    return [map_tensors(cut(start), batch) for start in range(0, length, size)]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """Return the batch (tensors in tuples, lists and dicts) with `function` applied to every tensor."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, dict):
+        return {key: map_tensors(function, item) for key, item in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(function, item) for item in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(map_tensors(function, item) for item in batch)
+    return batch
 
 
 def _select_parameters(

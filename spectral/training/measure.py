@@ -27,7 +27,7 @@ from spectral.curvature import (
     top_eigenpairs,
 )
 from spectral.curvature.lanczos import MAX_BASIS
-from spectral.curvature.operator import LossFunction
+from spectral.curvature.operator import LossFunction, map_tensors
 from spectral.data import DataSource, TokenBatch
 from spectral.models import Transformer
 from spectral.randomness import derive_seed
@@ -76,7 +76,7 @@ def measure_curvature(
     started = time.perf_counter()
     if settings.dtype is not None and settings.dtype != next(model.parameters()).dtype:
         model = copy.deepcopy(model).to(settings.dtype)
-        batch = _in_precision(batch, settings.dtype)
+        batch = map_tensors(lambda t: t.to(settings.dtype) if t.is_floating_point() else t, batch)
     operator = HessianOperator(model, loss_fn, batch, microbatch_size=settings.microbatch_size)
     spectrum = top_eigenpairs(
         operator,
@@ -216,19 +216,6 @@ def _limited(probe: TokenBatch, model: Transformer) -> TokenBatch:
     return TokenBatch(
         tokens=probe.tokens[:n], predictable=probe.predictable[:n], boundary=probe.boundary[:n], period=period
     )
-
-
-def _in_precision(batch: Any, dtype: torch.dtype) -> Any:
-    """Return a batch whose floating-point tensors have the precision of the model that reads them."""
-    if isinstance(batch, Tensor):
-        return batch.to(dtype) if batch.is_floating_point() else batch
-    if isinstance(batch, dict):
-        return {key: _in_precision(item, dtype) for key, item in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_in_precision(item, dtype) for item in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(_in_precision(item, dtype) for item in batch)
-    return batch
 
 
 def _has_rank(name: str) -> bool:
