@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spectral.curvature.lanczos import Spectrum
+from spectral.curvature.sums import inner_products, norm, norm_outside
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,14 +61,14 @@ def gradient_alignment(spectrum: Spectrum, gradient: Float[Tensor, " n"]) -> Gra
     if tuple(gradient.shape) != (n,):
         msg = f"the gradient has shape {tuple(gradient.shape)}, the eigenvectors have length {n}; use operator.gradient"
         raise ValueError(msg)
-    g = gradient.detach().double()
-    norm = float(g.norm())
+    g = gradient.detach()
+    length = float(norm(g))
     k = len(spectrum.top.values)
 
     def shares(vectors: Tensor) -> Tensor:
-        if norm == 0.0:
+        if length == 0.0:
             return torch.full((len(vectors),), math.nan, dtype=torch.float64)
-        return ((vectors.double() @ (g / norm)) ** 2).clamp(max=1.0).cpu()
+        return ((inner_products(vectors, g[None])[:, 0] / length) ** 2).clamp(max=1.0).cpu()
 
     cos_squared = shares(spectrum.top.vectors)
     bulk, rank = _share_outside(torch.cat([spectrum.top.vectors, spectrum.bottom.vectors]), g)
@@ -77,7 +78,7 @@ def gradient_alignment(spectrum: Spectrum, gradient: Float[Tensor, " n"]) -> Gra
         chance=1.0 / n,
         cumulative_chance=torch.arange(1, k + 1, dtype=torch.float64) / n,
         bottom_cos_squared=shares(spectrum.bottom.vectors),
-        gradient_norm=norm,
+        gradient_norm=length,
         bulk=bulk,
         bulk_chance=1.0 - rank / n,
     )
@@ -89,14 +90,13 @@ def _share_outside(vectors: Float[Tensor, "j n"], g: Float[Tensor, " n"]) -> tup
     Through their Gram matrix: both ends of a small spectrum can hold the same eigenvector, and float32 vectors are
     orthonormal up to rounding only.
     """
-    X = vectors.double()
-    values, Y = torch.linalg.eigh(X @ X.T)
+    values, Y = torch.linalg.eigh(inner_products(vectors, vectors))
     kept = values > 0.5  # about 1 for a vector of its own; 2 and 0 for a pair of equal ones
-    basis = (Y[:, kept] / values[kept].sqrt()).T @ X
-    rest = g - basis.T @ (basis @ g)
-    norm = g.norm()
+    Y = Y[:, kept]
+    coefficients = Y @ ((Y.T @ inner_products(vectors, g[None])[:, 0]) / values[kept])
+    length = float(norm(g))
     # The rest's own norm, not 1 minus the share inside: that would drown a small rest in rounding.
-    share = float((rest.norm() / norm) ** 2) if float(norm) > 0 else math.nan
+    share = float(norm_outside(g, coefficients, vectors) / length) ** 2 if length > 0 else math.nan
     return min(share, 1.0), int(kept.sum())
 
 
@@ -106,7 +106,7 @@ def subspace_overlap(vectors: Float[Tensor, "k n"], subspace: Float[Tensor, "j n
     Range [0, 1]; 1 = the vector stayed inside; a random vector has mean j/n. Robust against crossings and rotations
     inside a cluster, which make vector-by-vector comparison meaningless.
     """
-    return ((vectors @ subspace.T).double() ** 2).sum(dim=1).clamp(0.0, 1.0).cpu()
+    return (inner_products(vectors, subspace) ** 2).sum(dim=1).clamp(0.0, 1.0).cpu()
 
 
 def block_mass(vectors: Float[Tensor, "k n"], blocks: Mapping[str, slice | Tensor]) -> dict[str, Float[Tensor, " k"]]:
@@ -118,5 +118,4 @@ def block_mass(vectors: Float[Tensor, "k n"], blocks: Mapping[str, slice | Tenso
         vectors: rows of norm 1.
         blocks: name -> slice of the flat vector or an index tensor.
     """
-    squares = vectors.double() ** 2
-    return {name: squares[:, where].sum(dim=1).cpu() for name, where in blocks.items()}
+    return {name: vectors[:, where].double().square().sum(dim=1).cpu() for name, where in blocks.items()}

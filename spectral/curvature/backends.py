@@ -22,6 +22,7 @@ from spectral.curvature.krylov import ROUNDING
 from spectral.curvature.lanczos import Eigenpairs, Spectrum, top_eigenpairs
 from spectral.curvature.objective import LossFunction, Objective
 from spectral.curvature.operator import HessianOperator
+from spectral.curvature.sums import norm
 from spectral.errors import ConfigError, NonFiniteError
 
 Backend = Literal["spectral", "scipy", "pyhessian"]
@@ -116,7 +117,7 @@ def why_impossible(backend: Backend, *, n: int, k: int, k_negative: int) -> str:
 
 def _with_residuals(operator: HessianOperator, values: np.ndarray, vectors: Tensor) -> Eigenpairs:
     """Assemble one end; a residual costs one product each."""
-    residuals = [float((operator.matvec(x) - float(v) * x).norm()) for v, x in zip(values, vectors, strict=True)]
+    residuals = [float(norm(operator.matvec(x) - float(v) * x)) for v, x in zip(values, vectors, strict=True)]
     return Eigenpairs(
         values=torch.from_numpy(np.array(values, dtype=np.float64)),
         vectors=vectors,
@@ -241,5 +242,5 @@ def _flat(objective: Objective, parts: list[Tensor], operator: HessianOperator) 
         for parameter in objective.parameters()
     ]
     vector: Tensor = torch.cat([piece.to(operator.dtype) for piece in pieces])
-    unit: Tensor = vector / vector.norm().clamp_min(torch.finfo(operator.dtype).tiny)
+    unit: Tensor = vector / norm(vector).clamp_min(torch.finfo(operator.dtype).tiny).to(operator.dtype)
     return unit

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectral.curvature.sums import inner_products, norm, products_with
 from spectral.errors import NonFiniteError
 from spectral.randomness import torch_generator
 
@@ -140,10 +141,10 @@ class KrylovSpace:
         residual, removed = self._orthogonalise(self._product(vector))
         # The old ends leave their overlap with the new vector to it.
         old = torch.stack([end.vector for end in self.ends]) if self.ends else self.basis[:0]
-        overlaps = old @ vector
-        F = torch.cat([old - overlaps[:, None] * vector, residual[None]])
+        overlaps = products_with(old, vector)
+        F = torch.cat([old - overlaps.to(self.dtype)[:, None] * vector, residual[None]])
         # One transfer for everything the host needs.
-        numbers = torch.cat([removed, overlaps.double(), _gram(F).flatten()]).cpu().numpy()
+        numbers = torch.cat([removed, overlaps, inner_products(F, F).flatten()]).cpu().numpy()
         if not np.isfinite(numbers).all():
             msg = f"product {self.n_products} returned NaN or infinity; check the weights and the batch"
             raise NonFiniteError(msg)
@@ -164,8 +165,8 @@ class KrylovSpace:
         coefficients = np.zeros(m + 1)
         coefficients[m] = 1.0
         self.ends.append(OpenEnd(residual, 0.0, coefficients, np.zeros(m + 1)))
-        for end, direction, norm in zip(self.ends, F, norms, strict=True):
-            end.vector, end.norm = direction, float(norm)
+        for end, direction, length in zip(self.ends, F, norms, strict=True):
+            end.vector, end.norm = direction, float(length)
         self._norm = max(self._norm, math.hypot(float(np.linalg.norm(column)), norms[-1]))
         kept = np.flatnonzero(norms > BREAKDOWN * self.eps * self._norm)
         self.ends = [self.ends[i] for i in kept]
@@ -184,7 +185,9 @@ class KrylovSpace:
         """Return Ritz vectors [columns of Y, n] as rows of norm 1."""
         coefficients = torch.as_tensor(Y.T.copy(), dtype=self.dtype, device=self.device)
         vectors: Tensor = coefficients @ self.basis[: self.size]
-        return vectors.div_(vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.dtype).tiny))
+        for row in vectors:
+            row.div_(norm(row).clamp_min(torch.finfo(self.dtype).tiny).to(self.dtype))
+        return vectors
 
     def restart(self, theta: np.ndarray, Y: np.ndarray) -> None:
         """Compress the basis to the Ritz vectors Y [m, kept] (thick restart); open ends keep their residuals."""
@@ -223,7 +226,8 @@ class KrylovSpace:
             end.removed = np.concatenate([end.removed[:first], Y.T @ removed])
             end.coefficients = np.concatenate([end.coefficients[:first], end.coefficients[first:] @ Y])
         if self.ends:
-            self._gram = _gram(torch.stack([end.vector for end in self.ends])).cpu().numpy()
+            F = torch.stack([end.vector for end in self.ends])
+            self._gram = inner_products(F, F).cpu().numpy()
         for end, squared in zip(self.ends, np.diag(self._gram), strict=True):
             end.norm = math.sqrt(squared)
         coupling = self.projected[:first, first:m] @ Y
@@ -260,24 +264,24 @@ class KrylovSpace:
     def _orthogonalise(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Remove the basis from w: returns the rest and the coefficients removed [m], in float64."""
         Q = self.basis[: self.size]
-        first = Q @ w
-        w = w - Q.T @ first
+        first = products_with(Q, w)
+        w = w - Q.T @ first.to(self.dtype)
         # The second pass removes what rounding left of the first one; two are enough (Parlett 1998, section 6.9).
-        second = Q @ w
-        return w - Q.T @ second, first.double() + second.double()
+        second = products_with(Q, w)
+        return w - Q.T @ second.to(self.dtype), first + second
 
     def _unit(self, vector: Tensor) -> Tensor | None:
-        norm = float(vector.norm())
-        if not math.isfinite(norm) or norm == 0.0:
+        length = float(norm(vector))
+        if not math.isfinite(length) or length == 0.0:
             return None
-        vector = vector / norm
+        vector = vector / length
         for _ in range(3):
             vector, _ = self._orthogonalise(vector)
-            norm = float(vector.norm())
-            if norm < 1e4 * self.eps:
+            length = float(norm(vector))
+            if length < 1e4 * self.eps:
                 return None
-            vector = vector / norm
-            if norm > 0.9:  # nothing was lost to cancellation
+            vector = vector / length
+            if length > 0.9:  # nothing was lost to cancellation
                 break
         return vector
 
@@ -307,12 +311,6 @@ def small_eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     values, vectors = torch.linalg.eigh(torch.from_numpy(np.ascontiguousarray(matrix)))
     return values.numpy(), vectors.numpy()
-
-
-def _gram(F: Tensor) -> Tensor:
-    """Return the inner products of the rows [e, n], in float64: squares of small float32 residuals would underflow."""
-    F = F.double()
-    return F @ F.T
 
 
 def _tensor_product(operator: SymmetricOperator) -> Callable[[Tensor], Tensor]:

@@ -23,6 +23,7 @@ from spectral.curvature.compiled import CompiledProduct, Linearised
 from spectral.curvature.conditions import exact_arithmetic, explaining_missing_derivatives, measuring
 from spectral.curvature.objective import LossFunction, Objective, checked_loss
 from spectral.curvature.parameters import ParameterChoice, ParameterVector
+from spectral.curvature.sums import norm, products_with
 from spectral.errors import NonFiniteError
 from spectral.randomness import torch_generator
 
@@ -105,14 +106,14 @@ class LossOperator(ABC):
             draws = torch.randn(2, self.n, generator=generator, dtype=torch.float64)
             u, v = (draws / draws.norm(dim=1, keepdim=True)).to(device=self.device, dtype=self.dtype).unbind(0)
             Hu, Hv = self.matvec(u), self.matvec(v)
-            errors = [(self.matvec(u) - Hu).norm(), (self.matvec(u + v) - Hu - Hv).norm(), (u @ Hv - v @ Hu).abs()]
-            if float(Hu.norm()) > 0:
-                x = Hu / Hu.norm()
+            errors = [norm(self.matvec(u) - Hu), norm(self.matvec(u + v) - Hu - Hv), _asymmetry(u, Hu, v, Hv)]
+            if float(norm(Hu)) > 0:
+                x = Hu / float(norm(Hu))
                 Hx = self.matvec(x)
-                x = Hx / Hx.norm().clamp_min(torch.finfo(self.dtype).tiny)
+                x = Hx / max(float(norm(Hx)), torch.finfo(self.dtype).tiny)
                 Hx = self.matvec(x)
-                errors += [(self.matvec(x + u) - Hx - Hu).norm(), (u @ Hx - x @ Hu).abs(), (self.matvec(x) - Hx).norm()]
-            self._noise_floor = float(torch.stack([error.double() for error in errors]).max())
+                errors += [norm(self.matvec(x + u) - Hx - Hu), _asymmetry(u, Hu, x, Hx), norm(self.matvec(x) - Hx)]
+            self._noise_floor = float(torch.stack(errors).max())
         return self._noise_floor
 
     # for the subclasses
@@ -331,3 +332,8 @@ class HessianOperator(LossOperator):
         with explaining_missing_derivatives():
             product = torch.func.jvp(torch.func.grad(loss), (active,), (tangent,))[1]
         return [product[name] for name in names]
+
+
+def _asymmetry(u: Tensor, Hu: Tensor, v: Tensor, Hv: Tensor) -> Tensor:
+    """Return |u'Hv - v'Hu|, zero for an exactly symmetric H, as a float64 scalar."""
+    return (products_with(u[None], Hv) - products_with(v[None], Hu)).abs()[0]

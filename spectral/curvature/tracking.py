@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from spectral.curvature.sums import inner_products
+
 INHERITS = 0.5  # squared overlap: among orthonormal vectors only one can reach more than this with a given one
 MISSING = -1  # identity of a row without an eigenvector
 
@@ -187,7 +189,7 @@ def _squared_overlaps(current: _Snapshot, previous: _Snapshot) -> np.ndarray:
         msg = f"vectors of length {current.vectors.shape[1]} after vectors of length {previous.vectors.shape[1]}"
         raise ValueError(msg)
     before = previous.vectors.to(device=current.vectors.device, dtype=current.vectors.dtype)
-    cosines = (current.vectors @ before.T).double().cpu().numpy()
+    cosines = inner_products(current.vectors, before).cpu().numpy()
     return np.asarray(np.clip(cosines**2, 0.0, 1.0))
 
 
