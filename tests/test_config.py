@@ -84,6 +84,27 @@ def test_resolved_periods_are_distinct_sorted_and_fit_the_sequence(values):
         assert list(periods) == sorted(periods)
 
 
+@settings(max_examples=60, deadline=None)
+@given(valid_settings(), st.integers(0, 600), st.sampled_from(["checkpoints", "snapshots", "never"]))
+def test_causes_are_measured_at_the_ends_and_at_checkpoints_or_snapshots(values, interval, causal):
+    config = make(**values, checkpoint_interval=interval, causal=causal)
+    steps = config.causal_steps()
+    if causal == "never" or config.eigen_interval == 0:
+        assert steps == []
+    elif causal == "snapshots":
+        assert steps == config.snapshot_steps()
+    else:
+        assert steps == sorted({0, config.num_steps, *range(0, config.num_steps + 1, interval or config.num_steps)})
+
+
+def test_an_unknown_moment_for_causes_is_refused():
+    from spectral.config.checks import range_faults
+
+    config = make()
+    object.__setattr__(config, "causal", "always")
+    assert range_faults(config) == ["--causal is 'always'; use one of checkpoints, snapshots, never"]
+
+
 def test_every_fault_is_reported_at_once():
     from spectral.errors import ConfigError
 

@@ -71,6 +71,28 @@ def test_every_relative_link_leads_somewhere(page):
             assert ((ROOT / page).parent / target).exists(), target
 
 
+def test_every_dataset_of_a_run_is_in_the_table_and_the_other_way_round():
+    from spectral.storage import RunLayout, dataset_table
+
+    layout = RunLayout(
+        n_layers=2, n_heads=2, d_head=2, n_top=2, n_negative=2, seq_length=8, vocab_size=5, probe_periods=(3,),
+        block_names=("W_E",), attention_positions=4, n_preconditioned=1, n_ggn=1, density_probes=1, density_steps=2,
+        trace_products=2, spectrum_block_names=("L0",), n_block=1, n_copies=3, aligned_before=1, aligned_after=2,
+        probe_kinds=("repeat", "random_gap", "shuffled_segments", "repeated_tokens", "no_repeat"),
+        references=("uniform",), learned_positions=8, ln_treatment="folded", ablation_modes=("zero",),
+        components=("embedding",),
+    )  # fmt: skip
+    text = (ROOT / "docs/results_file.md").read_text(encoding="utf-8")
+    for group in ("train", "behaviour", "circuits", "causal"):  # /hessian sums up the residuals and bounds of both ends
+        (row,) = re.findall(rf"^\| `/{group}` \|.*$", text, flags=re.MULTILINE)
+        words = re.findall(r"`([\w<>]+)(?:\[[^`]*\])?`", row)
+        named = {word.replace("<M>", metric) for word in words for metric in ("induction_loss", "induction_accuracy")}
+        stored = {spec.name for spec in dataset_table(layout) if spec.group == group} - {"step", "train_step"}
+        stored = {name for name in stored if not name.endswith("_corrected")}
+        assert stored <= named, f"/{group}: {sorted(stored - named)}"
+        assert named <= stored | {"repeat", "step"}, f"/{group}: {sorted(named - stored)}"
+
+
 def test_every_flag_named_in_the_readme_exists():
     from spectral.cli import COMMAND_FLAGS, PROBE_STEP_FLAGS
     from spectral.config import FIELD_NAMES

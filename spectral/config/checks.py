@@ -124,6 +124,7 @@ def range_faults(config: "RunConfig") -> list[str]:
         "hessian_dtype": ("float32", "float64"),
         "eigen_backend": ("spectral", "scipy", "pyhessian"),
         "compile": ("auto", "on", "off"),
+        "causal": ("checkpoints", "snapshots", "never"),
     }
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:

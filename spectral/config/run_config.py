@@ -90,6 +90,8 @@ class RunConfig:
             training periods, inside and outside of them.
         attention_positions: store the attention patterns of one probe sequence of at most this many tokens;
             0 = do not store any.
+        causal: remove every head and see what the outputs lose, at `checkpoints` (the first and the last step and every
+            checkpoint_interval), at `snapshots`, which costs up to half a snapshot more each time, or `never`.
         log_interval: write training loss and gradient norm every this many steps.
         checkpoint_interval: save a checkpoint every this many steps; 0 = only at the end.
         keep_checkpoints: how many recent checkpoints to keep; 0 = all.
@@ -160,6 +162,7 @@ class RunConfig:
     behaviour_probe_size: int = 64
     probe_periods: tuple[int, ...] = ()
     attention_positions: int = 64
+    causal: Literal["checkpoints", "snapshots", "never"] = "checkpoints"
     # logging and detection
     log_interval: int = 50
     checkpoint_interval: int = 1_000
@@ -241,6 +244,15 @@ class RunConfig:
         if self.eigen_interval == 0:
             return []
         steps = list(range(0, self.num_steps + 1, self.eigen_interval))
+        return steps if steps[-1] == self.num_steps else [*steps, self.num_steps]
+
+    def causal_steps(self) -> list[int]:
+        """Return the steps at which causes are measured, as planned; none where nothing is measured at all."""
+        if self.causal == "never" or self.eigen_interval == 0:
+            return []
+        if self.causal == "snapshots":
+            return self.snapshot_steps()
+        steps = list(range(0, self.num_steps + 1, self.checkpoint_interval or self.num_steps))
         return steps if steps[-1] == self.num_steps else [*steps, self.num_steps]
 
 

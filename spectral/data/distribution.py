@@ -23,6 +23,7 @@ def draw_sequences(
     corpus: ByteCorpus | None,
     generator: torch.Generator,
     device: torch.device | str,
+    return_tables: bool = False,
 ) -> TokenBatch:
     """Draw sequences of the kind `config.data`.
 
@@ -34,6 +35,7 @@ def draw_sequences(
         corpus: the text; only `data="text"` needs it.
         generator: source of all draws.
         device: where the result lives.
+        return_tables: as in `markov_chains`; the other kinds have none and ignore it.
     """
     if config.data == "text":
         if corpus is None:
@@ -72,4 +74,5 @@ def draw_sequences(
         alpha=config.ngram_alpha,
         generator=generator,
         device=device,
+        return_tables=return_tables,
     )

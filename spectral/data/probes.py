@@ -12,6 +12,7 @@ from torch import Tensor
 from spectral.config import RunConfig
 from spectral.data.batch import TokenBatch
 from spectral.data.distribution import draw_sequences
+from spectral.data.ngram import MarkovBatch
 from spectral.data.probe_sequences import (
     ProbeBatch,
     no_repeat_sequences,
@@ -24,6 +25,8 @@ from spectral.data.text import ByteCorpus
 from spectral.randomness import torch_generator
 
 CIRCUIT_PROBES = ("repeat", "repeat_ood", "random_gap", "shuffled_segments", "repeated_tokens", "no_repeat")
+MAX_TABLE_ENTRIES = 2**24
+"""Largest transition tables, of all sequences of a probe together, that are drawn: 128 MiB."""
 
 
 def period_range(config: RunConfig) -> tuple[int, int]:
@@ -52,6 +55,21 @@ def behaviour_probe(config: RunConfig, *, corpus: ByteCorpus | None = None) -> T
         return _in_distribution(config, "behaviour", config.behaviour_probe_size, corpus)
     low, high = period_range(config)
     return _blocks(config, "behaviour", low, high, corpus, distinct=False)
+
+
+def chain_probe(config: RunConfig, n_sequences: int) -> MarkovBatch | None:
+    """Return the first sequences of the behaviour probe with their transition tables; None unless `data="ngram"`.
+
+    Tables of more than `MAX_TABLE_ENTRIES` numbers in all are left out.
+    """
+    if config.data != "ngram":
+        return None
+    size = config.behaviour_probe_size
+    entries = size * config.vocab_size ** (len(config.ngram_parents) + 1)
+    # The tokens do not depend on whether tables are asked for, so these are the sequences of the behaviour probe.
+    chains = _in_distribution(config, "behaviour", size, None, return_tables=entries <= MAX_TABLE_ENTRIES)
+    assert isinstance(chains, MarkovBatch)
+    return chains.first(n_sequences)
 
 
 def repeat_probe(config: RunConfig, *, corpus: ByteCorpus | None = None) -> ProbeBatch:
@@ -179,7 +197,9 @@ def _unseen_offsets(config: RunConfig, n_usable: int) -> tuple[int, list[int]]:
     return 0, []
 
 
-def _in_distribution(config: RunConfig, name: str, size: int, corpus: ByteCorpus | None) -> TokenBatch:
+def _in_distribution(
+    config: RunConfig, name: str, size: int, corpus: ByteCorpus | None, *, return_tables: bool = False
+) -> TokenBatch:
     return draw_sequences(
         config,
         batch_size=size,
@@ -188,6 +208,7 @@ def _in_distribution(config: RunConfig, name: str, size: int, corpus: ByteCorpus
         corpus=corpus,
         generator=torch_generator(config.seed, f"probe/{name}"),
         device="cpu",
+        return_tables=return_tables,
     )
 
 

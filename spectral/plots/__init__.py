@@ -2,6 +2,7 @@
 
 from spectral.plots.attention import attention_patterns
 from spectral.plots.behaviour import loss_and_accuracy, loss_by_position
+from spectral.plots.causes import causal_effects
 from spectral.plots.command import draw_run
 from spectral.plots.curvature import eigenvalues, eigenvector_blocks, gradient_alignment
 from spectral.plots.figures import FIGURES
@@ -13,6 +14,7 @@ __all__ = [
     "FIGURES",
     "MissingDataError",
     "attention_patterns",
+    "causal_effects",
     "circuit_metrics",
     "draw_run",
     "eigenvalues",

@@ -11,6 +11,7 @@ from spectral.behaviour import perfect_induction_loss, uniform_loss
 from spectral.plots.panels import color_bar, curve, heat_map, reference, run_note, step_axes
 from spectral.plots.source import (
     MissingDataError,
+    listed,
     setting,
     stages,
     trained_periods,
@@ -18,7 +19,17 @@ from spectral.plots.source import (
     values_or_none,
     yardstick,
 )
-from spectral.plots.style import FAINT, INK, SIGNAL_COLORS, finish, house_style, legend_right, new_figure, ordered
+from spectral.plots.style import (
+    FAINT,
+    INK,
+    SIGNAL_COLORS,
+    categorical,
+    finish,
+    house_style,
+    legend_right,
+    new_figure,
+    ordered,
+)
 from spectral.plots.verdict import mark_transition, mark_transition_on_image, read_verdict
 from spectral.storage import Run
 
@@ -30,7 +41,7 @@ ACCURACIES = {
 
 
 def loss_and_accuracy(run: Run, *, log_steps: bool = False) -> Figure:
-    """Draw losses with their reference levels, accuracies with chance, and accuracy by block length.
+    """Draw losses with their reference levels, accuracies with chance, accuracy by block length and by kind of probe.
 
     Without snapshots only the training loss is drawn, and the figure says so.
 
@@ -41,10 +52,12 @@ def loss_and_accuracy(run: Run, *, log_steps: bool = False) -> Figure:
         verdict = read_verdict(run)
         accuracies = [name for name in ACCURACIES if values_or_none(run, f"behaviour/{name}") is not None]
         periods = values_or_none(run, "behaviour/induction_accuracy_period")
+        by_probe = values_or_none(run, "behaviour/induction_accuracy_probe")
         notes = [verdict.sentence, run_note(run) + verdict.band_key]
         if not accuracies:
             notes.append(f"No accuracies: {_reason(run, 'behaviour/induction_accuracy')}.")
-        heights = [2.5, *([2.5] if accuracies else []), *([1.9] if periods is not None else [])]
+        heights = [2.5, *([2.5] if accuracies else [])]
+        heights += [1.9 for part in (periods, by_probe) if part is not None]
         figure = new_figure(8.6, sum(heights), title="Loss and accuracy", notes=notes)
         grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
         panels: list[Axes] = list(grid[:, 0])
@@ -54,7 +67,9 @@ def loss_and_accuracy(run: Run, *, log_steps: bool = False) -> Figure:
             draw_accuracies(panels[1], run)
             legend_right(panels[1])
         if periods is not None:
-            _draw_periods(panels[-1], run, periods)
+            _draw_periods(panels[1 + bool(accuracies)], run, periods)
+        if by_probe is not None:
+            _draw_probes(panels[-1], run, by_probe)
         step_axes(panels, all_steps(run), log_steps=log_steps)
         mark_transition(panels, verdict)
         return finish(figure)
@@ -183,6 +198,24 @@ def _draw_periods(axes: Axes, run: Run, accuracies: np.ndarray) -> None:
     axes.set_ylabel("induction accuracy")
     axes.set_ylim(-0.03, 1.05)
     legend_right(axes, title="block length (tokens)")
+
+
+def _draw_probes(axes: Axes, run: Run, accuracies: np.ndarray) -> None:
+    """Draw the accuracy on each kind of probe, with its own ceiling where an ideal matcher of one token fails."""
+    kinds = run.layout.probe_kinds
+    ceilings = listed(run, "behaviour/induction_accuracy_probe", "ceiling", len(kinds))
+    chances = listed(run, "behaviour/induction_accuracy_probe", "chance", len(kinds))
+    for color, kind, heights, ceiling in zip(categorical(len(kinds)), kinds, accuracies.T, ceilings, strict=True):
+        if not np.isfinite(heights).any():
+            continue  # no_repeat predicts nothing
+        curve(axes, run.steps, heights, color=color, lw=1.2, label=kind.replace("_", " "))
+        if ceiling < 1:
+            axes.axhline(ceiling, color=color, ls="--", lw=1.0, label=f"one-token matcher {ceiling:.2f}", gid="ceiling")
+    if np.isfinite(chances).any():
+        reference(axes, float(np.nanmean(chances)), f"chance {np.nanmean(chances):.3g}")
+    axes.set_ylabel("induction accuracy")
+    axes.set_ylim(-0.03, 1.05)
+    legend_right(axes, title="kind of probe")
 
 
 def _uniform_loss(run: Run) -> float | None:

@@ -43,6 +43,7 @@ PATTERN_SCORES = {
     "previous_token_score": "previous token",
     "duplicate_token_score": "duplicate token",
 }
+CONTENT_MATCH = "content_match_fraction"
 _NAMED_HEADS = 9  # as many as there are colours; further heads are grey
 _NAMED_IN_WEIGHTS = 6
 _NAMED_PAIRS = 6
@@ -50,6 +51,8 @@ _NAMED_PAIRS = 6
 
 def head_scores(run: Run, *, log_steps: bool = False) -> Figure:
     """Draw the attention-pattern scores: one row of panels per layer, one panel per score, one curve per head.
+
+    The last column tells which of the high induction scores survive unseen gaps.
 
     Raises:
         MissingDataError: none of the scores.
@@ -61,18 +64,23 @@ def head_scores(run: Run, *, log_steps: bool = False) -> Figure:
         if not scores:
             values(run, "circuits/induction_score")  # raises with the reason
         n_layers = run.layout.n_layers
+        content = values_or_none(run, f"circuits/{CONTENT_MATCH}")
+        titles = dict(PATTERN_SCORES)
+        columns = dict(scores)
+        if content is not None:
+            columns[CONTENT_MATCH], titles[CONTENT_MATCH] = content, "content match"
         figure = new_figure(
-            10.2,
+            10.2 if content is None else 12.6,
             0.35 + 2.15 * n_layers,
             title="Attention-pattern scores",
             notes=[verdict.sentence, run_note(run) + verdict.band_key],
         )
-        grid = figure.subplots(n_layers, len(scores), sharex=True, sharey=True, squeeze=False)
+        grid = figure.subplots(n_layers, len(columns), sharex=True, sharey=True, squeeze=False)
         for layer in range(n_layers):
             # The curves of one head have one colour in all panels, so the row needs one legend.
             peak = np.stack([score[:, layer] for score in scores.values()]).max(axis=0)
             named = [head for _, head in best_heads(peak[:, None], _NAMED_HEADS)]
-            for column, (name, score) in enumerate(scores.items()):
+            for column, (name, score) in enumerate(columns.items()):
                 axes = grid[layer, column]
                 _draw_layer(axes, run.steps, score[:, layer], layer, sorted(named))
                 chance = yardstick(run, f"circuits/{name}", "chance")
@@ -80,15 +88,19 @@ def head_scores(run: Run, *, log_steps: bool = False) -> Figure:
                 reference(axes, yardstick(run, f"circuits/{name}", "ceiling"), "ceiling", style="--", gid="ceiling")
                 reference(axes, chance, "chance")
                 if layer == 0:
-                    known = "not stored" if chance is None else f"{chance:.3f}"
-                    axes.set_title(f"{PATTERN_SCORES[name]} (chance {known})")
+                    known = "chance not stored" if chance is None else f"chance {chance:.3f}"
+                    meaning = "1 induction, 0 positional" if name == CONTENT_MATCH else known
+                    axes.set_title(f"{titles[name]} ({meaning})")
                 axes.set_ylim(-0.03, 1.05)
+                if not np.isfinite(score[:, layer]).any():
+                    why = "no head has an induction\nscore above 0.2" if name == CONTENT_MATCH else "not measured"
+                    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", color=MUTED, fontsize=8.0)
             grid[layer, 0].set_ylabel(f"layer {layer}\nscore (share of attention)")
             if not any(line.get_gid() == "chance" for line in grid[layer, -1].lines):
                 # The legend of the row stands at its last panel, which may be the one without chance.
                 grid[layer, -1].plot([], [], color=MUTED, ls=":", lw=1.1, label="chance")
             legend_right(grid[layer, -1])
-        for column in range(len(scores)):
+        for column in range(len(columns)):
             step_axes(list(grid[:, column]), run.steps, log_steps=log_steps)
         mark_transition(grid.flat, verdict)
         return finish(figure)
@@ -97,13 +109,20 @@ def head_scores(run: Run, *, log_steps: bool = False) -> Figure:
 def circuit_metrics(run: Run, *, log_steps: bool = False) -> Figure:
     """Draw OV copying and QK matching per head, the strongest compositions, and OV eigenvalues of the induction head.
 
+    K- and Q-composition also stand there in standard deviations of random weights, so that the two can be compared.
+
     Raises:
         MissingDataError: none of these was stored.
     """
     with house_style():
         verdict = read_verdict(run)
         singles = [("ov_copying_score", "OV copying (+1 copies tokens)"), ("qk_matching_score", "QK matching")]
-        pairs = [("k_composition", "K-composition"), ("k_composition_matching", "K-composition matching")]
+        pairs = [
+            ("k_composition", "K-composition"),
+            ("k_composition_matching", "K-composition matching"),
+            ("k_composition_z", "K-composition z (sd from random weights)"),
+            ("q_composition_z", "Q-composition z (sd from random weights)"),
+        ]
         lines = [(name, title) for name, title in (*singles, *pairs) if _has(run, name)]
         spectrum = values_or_none(run, "circuits/ov_eigenvalues")
         induction = values_or_none(run, "circuits/induction_score")
@@ -122,7 +141,7 @@ def circuit_metrics(run: Run, *, log_steps: bool = False) -> Figure:
             panels = list(grid.flat)
             known: tuple[dict[tuple[int, ...], str], dict[tuple[int, ...], str]] = ({}, {})
             for axes, (name, title) in zip(panels, lines, strict=False):
-                _draw_circuit_score(axes, run, name, known[name.startswith("k_")])
+                _draw_circuit_score(axes, run, name, known["composition" in name])
                 axes.set_title(title)
                 legend_right(axes)
             for axes in panels[len(lines) :]:
@@ -194,10 +213,16 @@ def _draw_circuit_score(axes: Axes, run: Run, name: str, colors: dict[tuple[int,
         # Its ceiling needs one rank-1 head reading another; drawn, it would squeeze what happens near chance.
         score_yardsticks(axes, chance, None, null_sd)
         axes.set_ylabel("‖OV·QK‖ ratio")
+    elif name.endswith("_z"):
+        score_yardsticks(axes, chance, None, 1.0)
+        axes.set_ylabel("standard deviations")
     else:
         score_yardsticks(axes, chance, ceiling, null_sd)
         axes.set_ylim(-1.05, 1.05)
         axes.set_ylabel("score, −1 to 1")
+    largest = yardstick(run, path, "max_null_q95")
+    if largest is not None:
+        reference(axes, largest, f"largest at random,\n95 %: {largest:.2g}", style="-.", gid="largest-null")
 
 
 def _panel_colors(chosen: Sequence[tuple[int, ...]], colors: dict[tuple[int, ...], str]) -> dict[tuple[int, ...], str]:

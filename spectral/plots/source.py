@@ -78,6 +78,16 @@ def yardstick(run: Run, name: str, key: str) -> float | None:
     return float(number.reshape(()))
 
 
+def listed(run: Run, name: str, key: str, n: int) -> np.ndarray:
+    """Return n stored numbers beside a dataset, one per entry of its axis: a single one for all, NaN where unknown."""
+    try:
+        found = run.attributes(name).get(key)
+    except KeyError:
+        found = None
+    numbers = np.asarray(np.nan if found is None else found, dtype=np.float64)
+    return np.broadcast_to(numbers, (n,)) if numbers.size in (1, n) else np.full(n, np.nan)
+
+
 def setting(run: Run, name: str) -> Any:
     """Return one setting of the run, or None in runs of other programs that do not have it."""
     return run.config.get(name)
@@ -159,6 +169,8 @@ def _best(scores: np.ndarray, n: int) -> Sequence[tuple[int, ...]]:
 def _why_empty(run: Run, name: str) -> str:
     if name.startswith("train/"):
         return "no row of the training log was committed yet"
+    if name.startswith("causal/") and setting(run, "causal") == "never":
+        return "measuring causes was switched off (causal never)"
     if setting(run, "eigen_interval") == 0:
         return "measuring was switched off (eigen_interval 0)"
     return "no snapshot was committed yet"

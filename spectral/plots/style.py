@@ -108,6 +108,11 @@ def heat_colors() -> Colormap:
     return matplotlib.colormaps["mako_r"].with_extremes(bad=MISSING)
 
 
+def signed_colors() -> Colormap:
+    """Return the colour map of heat maps with a sign: white is 0, red above, blue below, grey was not measured."""
+    return matplotlib.colormaps["vlag"].with_extremes(bad=MISSING)
+
+
 def new_figure(width: float, height: float, *, title: str, notes: Sequence[str] = ()) -> Figure:
     """Begin a figure with a bold title and notes under it, all set flush left above the panels.
 

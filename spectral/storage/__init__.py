@@ -9,6 +9,7 @@ from spectral.storage.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from spectral.storage.circuit_definitions import stores_top1_copying
 from spectral.storage.layout import RunLayout
 from spectral.storage.reader import Run, open_run
 from spectral.storage.results import ResultsWriter
@@ -30,6 +31,7 @@ __all__ = [
     "open_run",
     "prune_checkpoints",
     "save_checkpoint",
+    "stores_top1_copying",
     "write_bytes_atomic",
     "write_text_atomic",
 ]

@@ -4,6 +4,17 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+_LABELS = (
+    "signals",
+    "block_names",
+    "probe_periods",
+    "spectrum_block_names",
+    "probe_kinds",
+    "references",
+    "ablation_modes",
+    "components",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunLayout:
@@ -30,6 +41,15 @@ class RunLayout:
         trace_products: products spent on the trace, which then comes with a Frobenius norm; 0 = the free estimate.
         spectrum_block_names: parameter blocks with a spectrum of their own, axis `spectrum_block`.
         n_block: eigenvalues of each of them, axis `rank_block`.
+        probe_kinds: kinds of sequences on which heads and outputs are scored, axis `probe`.
+        n_copies: copies of a block that are told apart, the first included; axis `copy` has one entry fewer.
+        aligned_before, aligned_after: predictions on both sides of the start of the repeat, axis `aligned_position`.
+        references: observers with which the model is compared, axis `reference`.
+        learned_positions: position embeddings; 0 = the model has none.
+        ln_treatment: LayerNorm in the weights that are scored: `folded`, or `none` in a model without LayerNorm; empty
+            in files before schema 1.2, which scored the raw weights.
+        ablation_modes: ways in which a head is removed, axis `mode`; without any, `/causal` stays empty.
+        components: parts of the model that write to the logits, axis `component`.
     """
 
     n_layers: int
@@ -50,6 +70,15 @@ class RunLayout:
     trace_products: int = 0
     spectrum_block_names: tuple[str, ...] = ()
     n_block: int = 0
+    probe_kinds: tuple[str, ...] = ()
+    n_copies: int = 0
+    aligned_before: int = 0
+    aligned_after: int = 0
+    references: tuple[str, ...] = ()
+    learned_positions: int = 0
+    ln_treatment: str = ""
+    ablation_modes: tuple[str, ...] = ()
+    components: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -61,7 +90,7 @@ class RunLayout:
             if not name or "/" in name or name in {"step", "."}:
                 msg = f"signal name {name!r} cannot name a dataset; use a word without '/' other than 'step'"
                 raise ValueError(msg)
-        for label in ("signals", "block_names", "probe_periods", "spectrum_block_names"):
+        for label in _LABELS:
             if len(set(getattr(self, label))) != len(getattr(self, label)):
                 msg = f"{label}={getattr(self, label)} holds an entry twice; make them distinct"
                 raise ValueError(msg)

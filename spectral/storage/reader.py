@@ -26,7 +26,7 @@ from spectral.storage.hdf5 import (
 )
 from spectral.storage.layout import RunLayout
 from spectral.storage.locks import is_locked
-from spectral.storage.rows import checked_snapshot_rows, committed_rows
+from spectral.storage.rows import checked_rows, committed_rows
 from spectral.storage.run_directory import (
     CONFIG_NAME,
     LOCK_NAME,
@@ -35,7 +35,14 @@ from spectral.storage.run_directory import (
     read_json,
     require_run_folder,
 )
-from spectral.storage.schema import SNAPSHOT_GROUPS, STATUS_CODES, dataset_table, group_axes
+from spectral.storage.schema import (
+    COUNTED_GROUPS,
+    SNAPSHOT_GROUPS,
+    STATUS_CODES,
+    counter_of,
+    dataset_table,
+    group_axes,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -96,18 +103,16 @@ class Run:
             self._layout = RunLayout.from_json(self._root["layout_json"])
             self._table = {spec.path: spec for spec in dataset_table(self._layout)}
             specs = tuple(self._table.values())
-            n_train, n_snapshots = committed_rows(file, specs)
+            self._rows = committed_rows(file, specs)
             if not self._closed:
-                n_snapshots = checked_snapshot_rows(file, specs, n_snapshots)
-            self._rows = (n_train, n_snapshots)
+                self._rows = checked_rows(file, specs, self._rows)
             self._code = int(file["status"][0])
-            self._steps = file[f"{SNAPSHOT_GROUPS[0]}/step"][:n_snapshots]
-            self._train_steps = file["train/step"][:n_train]
+            self._steps = [self._values(file, f"{groups[0]}/step") for groups in COUNTED_GROUPS.values()]
             self._names = _dataset_names(file)
 
         self._closed = check_superblock(self.results_path)
         self._attempt(look, recheck=False)
-        for steps in (self._steps, self._train_steps):
+        for steps in self._steps:
             if len(steps) and (np.any(np.diff(steps) <= 0) or steps[0] < 0):
                 msg = f"{self.results_path} is damaged: its steps do not increase; restore a copy or start a new run"
                 raise ResultsFileError(msg)
@@ -130,12 +135,29 @@ class Run:
     @property
     def steps(self) -> np.ndarray:
         """[snapshot] int64, optimizer steps of the snapshots, strictly increasing."""
-        return np.array(self._steps)
+        return self.steps_of("behaviour")
 
     @property
     def train_steps(self) -> np.ndarray:
         """[train row] int64, optimizer steps of the rows of `/train`, strictly increasing."""
-        return np.array(self._train_steps)
+        return self.steps_of("train")
+
+    def steps_of(self, name: str) -> np.ndarray:
+        """Return the optimizer steps of the rows of a dataset or group, int64, strictly increasing.
+
+        `/causal` has steps of its own: those of the checkpoints, unless the run says otherwise.
+
+        Args:
+            name: a group, or `group/name`.
+
+        Raises:
+            KeyError: no such group, or one without steps.
+        """
+        group = name.split("/")[0]
+        if group not in group_axes(self._layout):
+            msg = f"{group!r} has no steps; known: {', '.join(group_axes(self._layout))}"
+            raise KeyError(msg)
+        return np.array(self._steps[counter_of(group)])
 
     @property
     def transitions(self) -> dict[str, Any]:
@@ -213,7 +235,7 @@ class Run:
         """Return one group as a labelled Dataset, or all groups as a DataTree, in memory.
 
         Args:
-            group: `train`, `behaviour`, `hessian`, `circuits` or `detector`; None for all of them.
+            group: `train`, `behaviour`, `hessian`, `circuits`, `detector` or `causal`; None for all of them.
 
         Raises:
             KeyError: no such group.
@@ -250,7 +272,7 @@ class Run:
         brackets. Datasets of more than 4096 numbers per snapshot are left out.
 
         Args:
-            group: one group only; `train` gives one row per training row. None takes all snapshot groups.
+            group: one group only; `train` and `causal` have rows of their own. None takes all snapshot groups.
 
         Raises:
             KeyError: no such group.
@@ -271,7 +293,7 @@ class Run:
                 for flat, index in enumerate(np.ndindex(*shape)):
                     inside = ",".join(str(axis[i]) for axis, i in zip(labels, index, strict=True))
                     columns[f"{name}/{variable.name}" + (f"[{inside}]" if inside else "")] = values[:, flat]
-        steps = self._train_steps if group == "train" else self._steps
+        steps = self.steps if group is None else self.steps_of(group)
         return pandas.DataFrame(columns, index=pandas.Index(steps, name="step"))
 
     def close(self) -> None:
@@ -296,7 +318,7 @@ class Run:
         spec = self._table.get(name)
         if spec is None:
             return np.asarray(file[name][()])
-        rows = self._rows[0] if spec.group == "train" else self._rows[1]
+        rows = self._rows[counter_of(spec.group)]
         if name not in file:
             return np.full((rows, *spec.row_shape), spec.fill_value, dtype=spec.dtype)
         return np.asarray(file[name][:rows])

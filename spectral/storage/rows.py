@@ -5,34 +5,34 @@ from collections.abc import Sequence
 
 import h5py
 
-from spectral.storage.schema import DatasetSpec
+from spectral.storage.schema import COUNTED_GROUPS, DatasetSpec
 
 
-def committed_rows(file: h5py.File, table: Sequence[DatasetSpec]) -> tuple[int, int]:
-    """Return the trusted rows of `/train` and of the snapshot groups: the counter, or the shortest dataset if less."""
-    n_train, n_snapshots = (int(count) for count in file["committed"][:])
-    for spec in table:
-        if spec.path in file:
-            length = file[spec.path].shape[0]
-            if spec.group == "train":
-                n_train = min(n_train, length)
-            else:
-                n_snapshots = min(n_snapshots, length)
-    return n_train, n_snapshots
+def committed_rows(file: h5py.File, table: Sequence[DatasetSpec]) -> tuple[int, ...]:
+    """Return the trusted rows of each entry of `COUNTED_GROUPS`: the counter, or the shortest dataset if less."""
+    counts = [int(count) for count in file["committed"][:]]
+    counts += [0] * (len(COUNTED_GROUPS) - len(counts))  # files of an older minor version count fewer groups
+    return tuple(
+        min([count, *(file[spec.path].shape[0] for spec in table if spec.group in groups and spec.path in file)])
+        for count, groups in zip(counts, COUNTED_GROUPS.values(), strict=True)
+    )
 
 
-def checked_snapshot_rows(file: h5py.File, table: Sequence[DatasetSpec], rows: int) -> int:
-    """Return `rows`, or one less when a checksum of the last row fails.
+def checked_rows(file: h5py.File, table: Sequence[DatasetSpec], rows: Sequence[int]) -> tuple[int, ...]:
+    """Return `rows`, each one less where a checksum of the last row fails.
 
-    After a power loss the counter can be ahead of a row that never reached the disk. Such a row was never
-    acknowledged, and there is at most one.
+    After a power loss a counter can be ahead of a row that never reached the disk. Such a row was never acknowledged,
+    and there is at most one.
     """
-    if rows == 0:
-        return 0
-    for spec in table:
-        if spec.fletcher32 and spec.path in file and not _readable(file[spec.path], rows - 1):
-            return rows - 1
-    return rows
+    return tuple(
+        count - (not _last_row_is_whole(file, [spec for spec in table if spec.group in groups], count))
+        for count, groups in zip(rows, COUNTED_GROUPS.values(), strict=True)
+    )
+
+
+def _last_row_is_whole(file: h5py.File, table: Sequence[DatasetSpec], rows: int) -> bool:
+    checked = [spec for spec in table if spec.fletcher32 and spec.path in file]
+    return rows == 0 or all(_readable(file[spec.path], rows - 1) for spec in checked)
 
 
 def _readable(dataset: h5py.Dataset, row: int) -> bool:

@@ -14,11 +14,15 @@ from spectral.storage.entry import Attribute
 from spectral.storage.layout import RunLayout
 
 SCHEMA_NAME = "spectral.results"
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 """MAJOR.MINOR: readers accept every file of their own MAJOR."""
 
 SNAPSHOT_GROUPS = ("behaviour", "hessian", "circuits", "detector")
 """Groups that gain exactly one row per snapshot, all in the same commit."""
+
+COUNTED_GROUPS = {"train": ("train",), "snapshot": SNAPSHOT_GROUPS, "causal": ("causal",)}
+"""Entry of the counter `committed` -> the groups whose rows it counts. Before schema 1.2 there were the first two."""
+
 
 STATUS_CODES = {"running": 0, "finished": 1, "failed": 2, "interrupted": 3}
 
@@ -54,6 +58,7 @@ class DatasetSpec:
         chance: value without any learning, where it is known from the layout.
         ceiling: best possible value.
         definition: identifier of the formula.
+        range: smallest and largest possible value.
         extra: further attributes.
     """
 
@@ -66,6 +71,7 @@ class DatasetSpec:
     chance: float | None = None
     ceiling: float | None = None
     definition: str | None = None
+    range: tuple[float, float] | None = None
     extra: tuple[tuple[str, Attribute], ...] = ()
 
     @property
@@ -107,8 +113,15 @@ class DatasetSpec:
             value = getattr(self, key)
             if value is not None:
                 found[key] = value
+        if self.range is not None:
+            found["range"] = list(self.range)
         found.update(self.extra)
         return found
+
+
+def counter_of(group: str) -> int:
+    """Return the place in `committed` of the entry that counts the rows of a group."""
+    return next(place for place, groups in enumerate(COUNTED_GROUPS.values()) if group in groups)
 
 
 def group_axes(layout: RunLayout) -> dict[str, tuple[Axis, ...]]:
@@ -126,12 +139,25 @@ def group_axes(layout: RunLayout) -> dict[str, tuple[Axis, ...]]:
         "key": _count(layout.attention_positions, "key", "Position attended to"),
     }
     step = Axis(name="step", values=None, long_name="Optimizer steps completed")
+    probe = Axis(name="probe", values=_labels(layout.probe_kinds), long_name="Kind of probe sequences")
     groups = {
         "train": (Axis(name="train_step", values=None, long_name="Optimizer steps completed"),),
         "behaviour": (
             step,
             _count(max(layout.seq_length - 1, 0), "position", "Position of the predicting token"),
             Axis(name="period", values=np.asarray(layout.probe_periods, dtype=np.int64), long_name="Repeat period"),
+            probe,
+            Axis(
+                name="copy",
+                values=np.arange(1, layout.n_copies, dtype=np.int64),
+                long_name="Copy, 0 would be the first",
+            ),
+            Axis(
+                name="aligned_position",
+                values=np.arange(-layout.aligned_before, layout.aligned_after, dtype=np.int64),
+                long_name="Position of the predicting token, counted from the first token of the repeat",
+            ),
+            Axis(name="reference", values=_labels(layout.references), long_name="Reference observer"),
         ),
         "hessian": (
             step,
@@ -149,8 +175,15 @@ def group_axes(layout: RunLayout) -> dict[str, tuple[Axis, ...]]:
             ),
             _count(layout.n_block, "rank_block", "Rank within the block, 0 = largest"),
         ),
-        "circuits": (step, *heads.values()),
+        "circuits": (step, probe, *heads.values()),
         "detector": (step,),
+        "causal": (
+            step,
+            Axis(name="mode", values=_labels(layout.ablation_modes), long_name="How a head is removed"),
+            heads["layer"],
+            heads["head"],
+            Axis(name="component", values=_labels(layout.components), long_name="What writes to the logits"),
+        ),
     }
     return {group: tuple(a for a in axes if a.values is None or a.size) for group, axes in groups.items()}
 
@@ -178,6 +211,7 @@ def dataset_table(layout: RunLayout) -> tuple[DatasetSpec, ...]:
                     chance=row.chance,
                     ceiling=row.ceiling,
                     definition=row.definition,
+                    range=row.range,
                     extra=row.extra,
                 )
             )

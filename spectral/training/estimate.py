@@ -9,7 +9,7 @@ from spectral.config import RunConfig
 from spectral.curvature import HessianOperator
 from spectral.data import DataSource
 from spectral.models import Transformer, next_token_loss
-from spectral.training.measure import measure_behaviour, measure_circuits
+from spectral.training.measure import CausalMeter, ProbeMeter
 from spectral.training.parameter_blocks import spectrum_blocks
 from spectral.training.setup import COMPILE_SECONDS, choose_compile, make_optimizer, select_device
 
@@ -31,6 +31,8 @@ class Estimate:
         step_seconds: one optimizer step.
         product_seconds: one Hessian-vector product.
         snapshot_seconds: one snapshot.
+        causal_steps: when causes are measured.
+        causal_seconds: one measurement of causes.
         products: Hessian-vector products a snapshot, by what they are for.
         compiled: whether they are compiled, and why.
         device: where it was timed.
@@ -42,14 +44,17 @@ class Estimate:
     step_seconds: float
     product_seconds: float
     snapshot_seconds: float
+    causal_steps: list[int]
+    causal_seconds: float
     products: dict[str, int]
     compiled: tuple[bool, str]
     device: str
 
     @property
     def measuring_seconds(self) -> float:
-        """Expected time of all snapshots, compiling included."""
-        return len(self.snapshot_steps) * self.snapshot_seconds + (COMPILE_SECONDS if self.compiled[0] else 0.0)
+        """Expected time of all snapshots and of all measurements of causes, compiling included."""
+        measured = len(self.snapshot_steps) * self.snapshot_seconds + len(self.causal_steps) * self.causal_seconds
+        return measured + (COMPILE_SECONDS if self.compiled[0] else 0.0)
 
     @property
     def seconds(self) -> float:
@@ -76,6 +81,8 @@ class Estimate:
                 f"Hessian products: about {sum(self.products.values())} a snapshot ({counted}), "
                 f"{'compiled' if self.compiled[0] else 'eager'} ({self.compiled[1]})"
             )
+        if self.causal_steps:
+            lines.append(f"causes: {len(self.causal_steps)} times, {self.causal_seconds:.2f} s each")
         return "\n".join(lines)
 
 
@@ -126,7 +133,8 @@ def estimate(config: RunConfig) -> Estimate:
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     compiled = choose_compile(config, n_parameters)
     products = products_per_snapshot(config, len(spectrum_blocks(config.block_spectra, model)))
-    product_seconds = snapshot_seconds = 0.0
+    product_seconds = snapshot_seconds = causal_seconds = 0.0
+    causal_steps = config.causal_steps()
     if steps:
         operator = HessianOperator(
             model,
@@ -139,10 +147,15 @@ def estimate(config: RunConfig) -> Estimate:
         started = time.perf_counter()
         float(operator.matvec(v).norm())
         product_seconds = (time.perf_counter() - started) * (COMPILED_PRICE if compiled[0] else 1.0)
+        probes = ProbeMeter(config, source)
         started = time.perf_counter()
-        measure_behaviour(model, source)
-        measure_circuits(model, source)
+        probes.measure(model)
         snapshot_seconds = time.perf_counter() - started + sum(products.values()) * product_seconds
+        if causal_steps:
+            causes = CausalMeter(probes.plan, model)
+            started = time.perf_counter()
+            causes.measure(model)
+            causal_seconds = time.perf_counter() - started
     return Estimate(
         n_parameters=n_parameters,
         n_steps=config.num_steps,
@@ -150,6 +163,8 @@ def estimate(config: RunConfig) -> Estimate:
         step_seconds=step_seconds,
         product_seconds=product_seconds,
         snapshot_seconds=snapshot_seconds,
+        causal_steps=causal_steps,
+        causal_seconds=causal_seconds,
         products=products if steps else {},
         compiled=compiled,
         device=str(device),

@@ -33,7 +33,7 @@ from spectral.storage import (
     save_checkpoint,
 )
 from spectral.training.curvature_row import CurvatureMeter, Notice
-from spectral.training.measure import measure_behaviour, measure_circuits
+from spectral.training.measure import CausalMeter, ProbeMeter
 from spectral.training.monitor import SpectralMonitor
 from spectral.training.progress import Progress
 from spectral.training.restore import (
@@ -109,6 +109,9 @@ class Trainer:
         self._stop_at = config.num_steps
         self._marked: set[int] = set()
         self._snapshots = frozenset(config.snapshot_steps())
+        self._causal_steps = frozenset(config.causal_steps())
+        self._probes = ProbeMeter(config, self.source)
+        self._causes = CausalMeter(self._probes.plan, self.model) if self._causal_steps else None
         self._interrupted = False
         self._saved = -1
         self._accuracy: float | None = None
@@ -163,6 +166,7 @@ class Trainer:
         self.model.train()
         if self._saved < 0:  # a run resumed at step 0 has that snapshot already
             self._measure()
+            self._measure_causes(last=False)
             self._save()
         while self.completed < self._stop_at and not self._interrupted:
             loss, norm = self._update()
@@ -178,6 +182,7 @@ class Trainer:
             if step in self._snapshots or (last and self._snapshots):
                 self._measure()
                 last = step >= self._stop_at
+            self._measure_causes(last=last)
             if self._checkpoint_due(step) or last or self._interrupted:
                 self._require_finite(loss, norm)
                 self._save()
@@ -231,6 +236,18 @@ class Trainer:
         self._lambda_1 = None if eigenvalues is None else float(eigenvalues[0])
         for event in events:
             self._announce(event)
+
+    def _measure_causes(self, *, last: bool) -> None:
+        """Store a row of `/causal` where one is due: as planned, at the end, and at a checkpoint of a transition.
+
+        Never at a checkpoint that an interruption asked for: an uninterrupted run would not have that row.
+        """
+        if self._causes is None:
+            return
+        marked = self.config.causal == "checkpoints" and self.completed in self._marked
+        if self.completed in self._causal_steps or last or marked:
+            causes = self._causes
+            self.monitor.causes(self.completed, lambda _: causes.measure(self.model))
 
     def _announce(self, event: OnlineEvent) -> None:
         self.directory.log_event(
@@ -349,14 +366,14 @@ class Trainer:
             # Also with no checkpoint: then nothing is kept, but probes and attributes are.
             writer = ResultsWriter.reopen(path, last_step=self.completed if state is not None else -1)
         else:
-            writer = create_results(path, config, self.source, meter)
+            writer = create_results(path, config, self.source, meter, self._probes, self._causes)
         if state is not None and list(writer.committed) != state["committed"]:
             rows = writer.committed
             writer.close()
             msg = (
-                f"{path} has {rows[0]} training rows and {rows[1]} snapshots up to step {self.completed} where the "
-                f"checkpoint counts {state['committed'][0]} and {state['committed'][1]}; it is not the file of this "
-                "run: restore a copy or start a new run"
+                f"{path} has {rows[0]} training rows, {rows[1]} snapshots and {rows[2]} causal rows up to step "
+                f"{self.completed} where the checkpoint counts {', '.join(map(str, state['committed']))}; it is not "
+                "the file of this run: restore a copy or start a new run"
             )
             raise ResultsFileError(msg)
         monitor = SpectralMonitor.over(
@@ -364,10 +381,7 @@ class Trainer:
             self.directory,
             writer,
             eigen_interval=config.eigen_interval or config.num_steps,
-            measurements=[
-                lambda model: measure_behaviour(model, self.source),
-                lambda _: measure_circuits(self.model, self.source),
-            ],
+            measurements=[lambda _: self._probes.measure(self.model)],
             significance=config.significance,
             tell=self._tell,
         )

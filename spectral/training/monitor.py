@@ -243,6 +243,17 @@ class SpectralMonitor:
         self.seconds += time.perf_counter() - started
         return row
 
+    def causes(self, step: int, measurement: Measurement) -> None:
+        """Measure causes now and store the row of `/causal`; on return it is on disk.
+
+        Args:
+            step: optimizer updates completed.
+            measurement: returns the row.
+        """
+        started = time.perf_counter()
+        self.writer.append_causal({"step": step, **measurement(self._meter.subject.model)})
+        self.seconds += time.perf_counter() - started
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed monitor needs to measure the same rows."""
         return self._meter.state_dict()

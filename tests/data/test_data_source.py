@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectral.config import RunConfig
-from spectral.data import DataSource, attention_probe, period_range, probes, source
+from spectral.data import DataSource, attention_probe, chain_probe, period_range, probes, source
 from spectral.data.distribution import draw_sequences
 from spectral.errors import ConfigError
 
@@ -161,6 +161,18 @@ def test_attention_probe_is_one_short_sequence_with_several_copies(positions):
     assert probe.tokens.shape == (1, min(positions, 40))
     if positions > 1:
         assert int(probe.period[0]) * 2 <= min(positions, 40)
+
+
+def test_chain_probe_is_the_behaviour_probe_with_the_tables_that_made_it():
+    config = RunConfig(data="ngram", vocab_size=5, seq_length=20, behaviour_probe_size=6, device="cpu")
+    chains = chain_probe(config, 4)
+    behaviour = DataSource(config, "cpu").behaviour_probe
+    assert torch.equal(chains.tokens, behaviour.tokens[:4])
+    assert torch.equal(chains.predictable, behaviour.predictable[:4])
+    assert chains.tables.shape == (4, 5, 5)
+    large = RunConfig(data="ngram", vocab_size=700, seq_length=20, behaviour_probe_size=64, batch_size=4)
+    assert chain_probe(large, 4).tables is None  # a quarter of a gigabyte
+    assert chain_probe(RunConfig(), 4) is None
 
 
 def test_no_attention_probe_is_drawn_where_none_is_stored():

@@ -10,6 +10,10 @@ matplotlib.use("Agg")
 STEPS = range(0, 1001, 20)
 MIDPOINT, WIDTH = 500.0, 100.0
 N_PARAMETERS = 5_000
+PROBES = ("repeat", "random_gap", "repeated_tokens", "no_repeat")
+PROBE_CEILINGS = (1.0, 1.0, 0.9, float("nan"))
+COMPONENTS = ("embedding", *(f"L{layer}H{head}" for layer in range(2) for head in range(4)), "ln_final.bias")
+CAUSAL_STEPS = (0, 500, 1000)
 INDUCTION_HEAD, PREVIOUS_HEAD = (1, 2), (0, 1)
 TOKENS = [3, 9, 1, 7] * 4
 BLOCKS = ("W_E", "W_pos", "L0.W_Q", "L0.W_K", "L0.W_V", "L0.W_O", "L1.W_Q", "L1.W_K", "L1.W_V", "L1.W_O", "W_U")
@@ -56,6 +60,10 @@ def synthetic_snapshot(layout, step, rng):
     pattern[INDUCTION_HEAD] = s * match + (1 - s) * uniform
     pattern[PREVIOUS_HEAD] = s * shifted + (1 - s) * uniform
     ln_v = np.log(layout.vocab_size)
+    content = np.full(heads, np.nan)
+    if s > 0.3:
+        content[INDUCTION_HEAD], content[1, 0] = 0.95 * s, 0.1
+    z = (composition - 0.18) / 0.008
     return {
         "step": step,
         "behaviour/loss": near(ln_v * (1 - 0.55 * s) + 0.4 * early),
@@ -67,6 +75,7 @@ def synthetic_snapshot(layout, step, rng):
         "behaviour/induction_accuracy_period": np.clip(
             near(0.05 + s * np.array([0.5, 0.9, 0.94, 0.9, 0.6]), (5,)), 0, 1
         ),
+        "behaviour/induction_accuracy_probe": np.array([0.06 + 0.9 * s, 0.05 + 0.7 * s, 0.05 + 0.6 * s, np.nan]),
         "hessian/eigenvalues": top,
         "hessian/negative_eigenvalues": -np.array([1.5, 0.9, 0.4])[: layout.n_negative] * (0.3 + 4 * s * (1 - s)),
         "hessian/error_bounds": 0.02 * top * np.linspace(0.1, 1.5, k),
@@ -90,6 +99,26 @@ def synthetic_snapshot(layout, step, rng):
         "circuits/k_composition": composition,
         "circuits/k_composition_matching": k_matching,
         "circuits/attention_pattern": pattern,
+        "circuits/content_match_fraction": content,
+        "circuits/k_composition_z": z,
+        "circuits/q_composition_z": -z,
+    }
+
+
+def synthetic_causes(layout, step):
+    """Return one causal row of the synthetic run: the two heads of the circuit are needed, the others are not."""
+    import numpy as np
+
+    s = 1 / (1 + np.exp(-np.log(9) * 2 * (step - MIDPOINT) / WIDTH))
+    removed = np.full((3, layout.n_layers, layout.n_heads), 0.01 * s)
+    removed[(slice(None), *INDUCTION_HEAD)] = 2.0 * s
+    removed[(slice(0, 2), *PREVIOUS_HEAD)] = 1.5 * s  # acts through keys: nothing where patterns are kept
+    return {
+        "step": step,
+        "causal/remove_one_induction_loss": removed,
+        "causal/keep_only_induction_loss": 2.0 * s - removed,
+        "causal/remove_layer_induction_loss": removed.max(-1),
+        "causal/logit_attribution": np.linspace(-0.2, 3.0 * s, len(layout.components)),
     }
 
 
@@ -147,7 +176,8 @@ def make_run(folder, *, steps=STEPS, change=None, status="finished", verdict=Non
     ).to_dict() | (config or {})
     fields = {
         "n_layers": 2, "n_heads": 4, "d_head": 8, "n_top": 10, "n_negative": 3, "seq_length": 32, "vocab_size": 50,
-        "probe_periods": (3, 6, 9, 12, 15), "block_names": BLOCKS, "attention_positions": 16,
+        "probe_periods": (3, 6, 9, 12, 15), "block_names": BLOCKS, "attention_positions": 16, "probe_kinds": PROBES,
+        "ln_treatment": "folded", "ablation_modes": ("zero", "mean", "pattern_preserving"), "components": COMPONENTS,
     }  # fmt: skip
     layout = RunLayout(**(fields | sizes))
     rng = np.random.default_rng(0)
@@ -157,7 +187,10 @@ def make_run(folder, *, steps=STEPS, change=None, status="finished", verdict=Non
         "circuits/induction_score": {"chance": 0.11},
         "circuits/ov_copying_score": {"null_sd": 0.1},
         "circuits/k_composition": {"chance": 0.177},
+        "circuits/k_composition_z": {"max_null_q95": 3.4},
+        "behaviour/induction_accuracy_probe": {"chance": [1 / 50] * 4, "ceiling": list(PROBE_CEILINGS)},
     }
+    attributes = {name: found for name, found in attributes.items() if "probe" not in name or layout.probe_kinds}
     with (
         RunDirectory.create(folder, settings) as directory,
         ResultsWriter.create(
@@ -173,6 +206,8 @@ def make_run(folder, *, steps=STEPS, change=None, status="finished", verdict=Non
             if change is not None:
                 change(values)
             writer.append_snapshot({name: value for name, value in values.items() if name in known or name == "step"})
+            if step in CAUSAL_STEPS and layout.ablation_modes:
+                writer.append_causal(synthetic_causes(layout, step))
         writer.set_status(status)
         if verdict is not None:
             directory.write_json("transitions.json", verdict)
@@ -189,6 +224,8 @@ def synthetic():
         induction_head=INDUCTION_HEAD,
         previous_head=PREVIOUS_HEAD,
         tokens=TOKENS,
+        probes=PROBES,
+        components=COMPONENTS,
     )
 
 

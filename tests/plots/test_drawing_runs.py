@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 SNAPSHOT_FIGURES = {
-    "eigenvalues", "gradient_alignment", "head_scores", "circuit_metrics", "attention_patterns", "eigenvector_blocks",
-    "loss_by_position",
+    "eigenvalues", "gradient_alignment", "head_scores", "circuit_metrics", "causal_effects", "attention_patterns",
+    "eigenvector_blocks", "loss_by_position",
 }  # fmt: skip
 
 
@@ -86,9 +86,23 @@ def test_a_figure_without_its_dataset_raises_an_error_that_names_it(tmp_path, sy
     run = open_run(synthetic.make(tmp_path / "run", steps=()))
     assert issubclass(MissingDataError, ResultsFileError)
     for name in SNAPSHOT_FIGURES:
-        with pytest.raises(MissingDataError, match=r"has no (behaviour|hessian|circuits)/\w+: no snapshot") as caught:
+        with pytest.raises(
+            MissingDataError, match=r"has no (behaviour|hessian|circuits|causal)/\w+: no snap"
+        ) as caught:
             FIGURES[name](run)
         assert "/" in caught.value.dataset
+
+
+def test_a_run_without_causes_says_why(tmp_path, synthetic):
+    from spectral.plots import MissingDataError, causal_effects
+    from spectral.storage import open_run
+
+    run = open_run(synthetic.make(tmp_path / "never", steps=(10,), config={"causal": "never"}))
+    with pytest.raises(MissingDataError, match=r"measuring causes was switched off \(causal never\)"):
+        causal_effects(run)
+    run = open_run(synthetic.make(tmp_path / "foreign", steps=(0,), ablation_modes=()))
+    with pytest.raises(MissingDataError, match="this run does not store it"):
+        causal_effects(run)
 
 
 def test_a_dataset_that_the_run_does_not_store_is_named_too(tmp_path, synthetic):

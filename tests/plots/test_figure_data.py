@@ -74,6 +74,18 @@ def test_periods_outside_of_training_are_dashed_and_named_so(run):
     assert figure.axes[-1].get_xlabel() == "step"
 
 
+def test_accuracy_is_drawn_for_every_kind_of_probe_that_predicts_anything(run, synthetic):
+    from spectral.plots import loss_and_accuracy
+
+    axes = loss_and_accuracy(run).axes[3]
+    stored = run.read("behaviour/induction_accuracy_probe")
+    for i, label in enumerate(["repeat", "random gap", "repeated tokens"]):
+        assert_curve(by_label(axes, label), run.steps, stored[:, i])
+    assert not [line for line in axes.lines if line.get_label() == "no repeat"]
+    assert [line.get_ydata()[0] for line in by_gid(axes, "ceiling")] == [0.9]
+    assert by_gid(axes, "chance")[0].get_ydata()[0] == pytest.approx(1 / 50)
+
+
 def test_band_interval_and_midpoint_stand_where_the_verdict_puts_them(run):
     from spectral.plots import loss_and_accuracy
 
@@ -159,13 +171,14 @@ def test_head_scores_have_a_panel_per_layer_and_score_and_a_named_curve_per_head
     from spectral.plots import head_scores
 
     figure = head_scores(run)
-    assert len(figure.axes) == 6
-    for i, name in enumerate(("induction_score", "previous_token_score", "duplicate_token_score")):
+    assert len(figure.axes) == 8
+    names = ("induction_score", "previous_token_score", "duplicate_token_score", "content_match_fraction")
+    for i, name in enumerate(names):
         stored = run.read(f"circuits/{name}")
         for layer in range(2):
             for head in range(4):
                 assert_curve(
-                    by_label(figure.axes[3 * layer + i], f"L{layer}H{head}"), run.steps, stored[:, layer, head]
+                    by_label(figure.axes[4 * layer + i], f"L{layer}H{head}"), run.steps, stored[:, layer, head]
                 )
     assert by_gid(figure.axes[0], "chance")[0].get_ydata()[0] == pytest.approx(0.11)
     assert not by_gid(figure.axes[2], "chance")
@@ -179,7 +192,7 @@ def test_heads_beyond_the_colours_are_grey_but_drawn(tmp_path, synthetic):
     from spectral.storage import open_run
 
     run = open_run(synthetic.make(tmp_path / "run", steps=(0, 500, 1000), n_heads=12, d_head=2))
-    axes = head_scores(run).axes[3]
+    axes = head_scores(run).axes[4]
     named = [line for line in axes.lines if str(line.get_label()).startswith("L1H")]
     (grey,) = [artist for artist in axes.collections if isinstance(artist, LineCollection)]
     assert len(named) == 9
@@ -199,10 +212,46 @@ def test_circuit_figure_names_the_strongest_composition_and_shows_the_best_head_
         axes = next(a for a in figure.axes if a.get_title(loc="left") == title)
         assert axes.lines[0].get_label() == "L0H1→L1H2"
         assert_curve(axes.lines[0], run.steps, run.read(f"circuits/{name}")[:, 0, 1, 1, 2])
+    z = panel(figure, "K-composition z")
+    assert_curve(by_label(z, "L0H1→L1H2"), run.steps, run.read("circuits/k_composition_z")[:, 0, 1, 1, 2])
+    assert by_gid(z, "largest-null")[0].get_ydata()[0] == 3.4
+    assert panel(figure, "Q-composition z").lines
     planes = by_gid(figure, "ov-plane")
     stored = run.read("circuits/ov_eigenvalues")
     for points, step in zip(planes, (340, 500, 640), strict=True):  # a width before, midpoint, a width after
         np.testing.assert_array_equal(points.get_offsets(), stored[list(run.steps).index(step), 1, 2])
+
+
+def test_causal_maps_hold_the_effects_of_the_last_row_and_one_row_per_head(run, synthetic):
+    from spectral.plots import causal_effects
+
+    figure = causal_effects(run)
+    assert figure.texts[0].get_text() == "Causal effects at step 1,000"
+    removed = run.read("causal/remove_one_induction_loss")[-1]
+    axes = panel(figure, "head removed")
+    cells = heat(axes).get_array()
+    assert [label.get_text() for label in axes.get_yticklabels()][:8] == list(synthetic.components[1:9])
+    np.testing.assert_allclose(cells[:8], removed.reshape(3, 8).T)
+    np.testing.assert_allclose(cells[8:], run.read("causal/remove_layer_induction_loss")[-1].T)
+    assert [label.get_text() for label in axes.get_yticklabels()][8:] == ["L0 all", "L1 all"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["zero", "mean", "pattern\npreserving"]
+    alone = run.read("causal/keep_only_induction_loss")[-1]
+    np.testing.assert_allclose(heat(panel(figure, "head kept alone")).get_array(), alone.reshape(3, 8).T)
+    bars = panel(figure, "written directly").patches
+    np.testing.assert_allclose([bar.get_width() for bar in bars], run.read("causal/logit_attribution")[-1])
+
+
+def test_of_many_heads_those_with_the_largest_effects_are_drawn(tmp_path, synthetic):
+    from spectral.plots import causal_effects
+    from spectral.storage import open_run
+
+    components = ("embedding", *(f"L{layer}H{head}" for layer in range(2) for head in range(16)))
+    folder = synthetic.make(tmp_path / "run", steps=(0, 1000), n_heads=16, d_head=2, components=components)
+    figure = causal_effects(open_run(folder))
+    rows = [label.get_text() for label in panel(figure, "head removed").get_yticklabels()]
+    assert len(rows) == 26
+    assert {"L0H1", "L1H2"} <= set(rows)
+    assert "8 heads with smaller effects are left out" in by_gid(figure, "notes")[0].get_text().replace("\n", " ")
 
 
 def test_attention_maps_show_the_stored_patterns_at_five_steps_best_heads_first(run, synthetic):

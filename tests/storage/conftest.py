@@ -19,12 +19,21 @@ def layout():
         block_names=("embed", "L0.W_Q"),
         signals=("induction_accuracy", "top_eigenvalue"),
         attention_positions=4,
+        probe_kinds=("repeat", "random_gap", "repeated_tokens"),
+        n_copies=3,
+        aligned_before=1,
+        aligned_after=2,
+        references=("uniform", "bayes"),
+        learned_positions=9,
+        ln_treatment="folded",
+        ablation_modes=("zero", "mean"),
+        components=("embedding", "L0H0"),
     )
 
 
 @pytest.fixture
 def finished(tmp_path, layout):
-    """A closed, finished file of 5 snapshots (steps 0, 10, ... 40) and 50 training rows."""
+    """A closed, finished file of 5 snapshots (0, 10, ... 40), 50 training rows and 3 causal rows (0, 20, 40)."""
     import numpy as np
     from storage_processes import append_until
 

@@ -7,7 +7,7 @@ import signal
 
 import numpy as np
 
-INTERVAL = 10
+INTERVAL, CAUSAL_INTERVAL = 10, 20
 
 
 def expected(spec, step):
@@ -26,8 +26,12 @@ def table(layout):
 
 
 def snapshot(layout, step):
-    specs = [spec for spec in table(layout) if spec.group != "train"]
+    specs = [spec for spec in table(layout) if spec.group not in ("train", "causal")]
     return {"step": step, **{spec.path: expected(spec, step) for spec in specs}}
+
+
+def causal_row(layout, step):
+    return {"step": step, **{s.path: expected(s, step) for s in table(layout) if s.group == "causal"}}
 
 
 def train_row(layout, step):
@@ -35,11 +39,17 @@ def train_row(layout, step):
 
 
 def append_until(writer, last, acknowledge=lambda kind, step: None):
-    """Append what a run would from the writer's last step to `last`: a snapshot every 10 steps, then the train row."""
+    """Append what a run would from the writer's last step to `last`.
+
+    That is a snapshot every 10 steps, a causal row every 20, then the train row.
+    """
     for step in range(writer.last_steps[0] + 1, last + 1):
         if step % INTERVAL == 0 and step > writer.last_steps[1]:
             writer.append_snapshot(snapshot(writer.layout, step))
             acknowledge("snapshot", step)
+        if step % CAUSAL_INTERVAL == 0 and step > writer.last_steps[2]:
+            writer.append_causal(causal_row(writer.layout, step))
+            acknowledge("causal", step)
         writer.append_train(train_row(writer.layout, step))
         acknowledge("train", step)
 
@@ -48,10 +58,12 @@ def assert_prefix(run, names=None):
     """Every visible value is the expected one, and steps are 0, 1, 2 ... without gap."""
     assert run.steps.tolist() == list(range(0, INTERVAL * len(run.steps), INTERVAL))
     assert run.train_steps.tolist() == list(range(len(run.train_steps)))
+    causal_steps = run.steps_of("causal")
+    assert causal_steps.tolist() == list(range(0, CAUSAL_INTERVAL * len(causal_steps), CAUSAL_INTERVAL))
     for spec in table(run.layout):
         if names is not None and spec.path not in names:
             continue
-        steps = run.train_steps if spec.group == "train" else run.steps
+        steps = run.steps_of(spec.path)
         wanted = [expected(spec, int(step)) for step in steps]
         wanted = np.array(wanted, dtype=spec.dtype).reshape(len(steps), *spec.row_shape)
         np.testing.assert_array_equal(run.read(spec.path), wanted, err_msg=spec.path)
@@ -61,7 +73,7 @@ class ForkedWriter:
     """A forked process that writes; `acknowledged` tells which rows it has reported as committed."""
 
     def __init__(self, write):
-        self._acknowledged = {"train": -1, "snapshot": -1}
+        self._acknowledged = {"train": -1, "snapshot": -1, "causal": -1}
         self._rest = b""
         self._read, out = os.pipe()
         self.pid = os.fork()

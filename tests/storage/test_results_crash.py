@@ -38,6 +38,7 @@ def _kill_and_continue(path, layout, n_kills, seed):
         promised = child.kill()
         run = open_run(path)
         assert run.status == "died"
+        assert len(run.steps_of("causal")) > promised["causal"] // 20
         assert len(run.train_steps) > promised["train"]
         assert len(run.steps) > promised["snapshot"] // 10
         assert_prefix(run)
@@ -80,6 +81,7 @@ def _crash_images(tmp_path, layout, n_images, seed):
             run = open_run(image)
             assert len(run.train_steps) > promised["train"]
             assert len(run.steps) > promised["snapshot"] // 10
+            assert len(run.steps_of("causal")) > promised["causal"] // 20
             if index % 5 == 0:
                 assert_prefix(run)
                 with ResultsWriter.reopen(image, last_step=promised["train"]) as writer:
@@ -151,6 +153,7 @@ def test_any_order_of_appending_crashing_and_resuming_gives_a_prefix(tmp_path_fa
         run = open_run(path)
         assert len(run.train_steps) == step + 1
         assert len(run.steps) == (step // 10 + 1 if step >= 0 else 0)
+        assert len(run.steps_of("causal")) == (step // 20 + 1 if step >= 0 else 0)
     assert_prefix(open_run(path))
     writer.close()
     assert_prefix(open_run(path))

@@ -14,7 +14,7 @@ def test_every_dataset_has_unit_meaning_and_named_axes(finished, layout):
 
     from spectral.storage import dataset_table
 
-    for group in ("train", "behaviour", "hessian", "circuits", "detector"):
+    for group in ("train", "behaviour", "hessian", "circuits", "detector", "causal"):
         # Warnings are errors here, so an axis without a name would fail.
         with xarray.open_dataset(finished, engine="h5netcdf", group=group) as data:
             for spec in (s for s in dataset_table(layout) if s.group == group):
@@ -46,7 +46,7 @@ def test_every_score_that_has_one_carries_its_definition_and_chance(layout):
     table = {spec.path: spec for spec in dataset_table(layout)}
     assert table["behaviour/induction_accuracy"].chance == 1 / 16
     assert table["behaviour/induction_loss"].chance == pytest.approx(np.log(16))
-    previous = np.mean([1 / (q + 1) for q in range(1, 4)])
+    previous = np.mean([1 / (q + 1) for q in range(1, 9)])
     assert table["circuits/previous_token_score"].chance == pytest.approx(previous)
     for path, spec in table.items():
         if path.endswith(("_score", "_corrected", "_accuracy", "_composition", "_matching")):
@@ -58,7 +58,16 @@ def test_views_agree_with_read(finished):
 
     run = open_run(finished)
     tree = run.to_xarray()
-    assert set(tree.children) == {"train", "behaviour", "hessian", "circuits", "detector"}
+    assert set(tree.children) == {"train", "behaviour", "hessian", "circuits", "detector", "causal"}
+    causal = run.to_xarray("causal")
+    assert causal["remove_one_induction_loss"].dims == ("step", "mode", "layer", "head")
+    picked = causal["remove_one_induction_loss"].sel(step=20, mode="mean", layer=1, head=0).item()
+    assert picked == run.read("causal/remove_one_induction_loss")[1, 1, 1, 0]
+    assert run.to_dataframe("causal").index.tolist() == run.steps_of("causal/logit_attribution").tolist() == [0, 20, 40]
+    behaviour = run.to_xarray("behaviour")
+    assert behaviour["aligned_position"].values.tolist() == [-1, 0, 1]
+    assert behaviour["copy"].values.tolist() == [1, 2]
+    assert behaviour["reference_kl"].sel(reference="bayes").dims == ("step", "position")
     data = run.to_xarray("circuits")
     assert data["ov_eigenvalues"].dims == ("step", "layer", "head", "eigen", "part")
     picked = data["ov_eigenvalues"].sel(step=30, layer=1, head=0, eigen=2, part="imaginary").item()
@@ -94,6 +103,8 @@ def test_an_unknown_name_lists_the_known_ones(finished):
         open_run(finished).read("hessian/eigenvalue")
     with pytest.raises(KeyError, match="behaviour"):
         open_run(finished).to_xarray("losses")
+    with pytest.raises(KeyError, match="causal"):
+        open_run(finished).steps_of("probes/tokens")
 
 
 def test_config_and_transitions_come_from_the_run_folder(tmp_path, finished):
@@ -181,6 +192,36 @@ def test_a_newer_major_schema_is_refused_and_a_newer_minor_is_read(finished):
         open_run(finished)
 
 
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_files_of_older_versions_open(tmp_path, version):
+    import gzip
+    from pathlib import Path
+
+    from spectral.errors import ResultsFileError
+    from spectral.storage import ResultsWriter, dataset_table, open_run
+
+    path = tmp_path / "results.h5"
+    path.write_bytes(gzip.decompress((Path(__file__).parent / "files" / f"results_{version}.h5.gz").read_bytes()))
+    run = open_run(path)
+    assert run.root_attributes["schema_version"] == version
+    assert run.steps.tolist() == [0, 5]
+    assert run.train_steps.tolist() == [2, 4, 5]
+    assert run.read("train/loss").tolist() == [1.0, 2.0, 2.5]
+    assert run.read("circuits/induction_score").tolist() == [[[1.0], [1.0]], [[6.0], [6.0]]]
+    assert len(run.steps_of("causal")) == 0
+    assert run.to_xarray("causal").sizes["step"] == 0
+    # Nothing that came with 1.2 is pretended to be there; what came with 1.1 reads as missing in 1.0.
+    with h5py.File(path) as file:
+        absent = {spec.path for spec in dataset_table(run.layout) if spec.path not in file} - {"causal/step"}
+    assert all(name.startswith("hessian/") for name in absent)
+    assert bool(absent) == (version == "1.0")
+    assert run.attributes("circuits/ov_copying_score")["definition"] == "ov_copying/eigenvalue_ratio/v1"
+    assert len(run.to_dataframe()) == 2
+    assert set(run.to_xarray().children) >= {"train", "hessian", "causal"}
+    with pytest.raises(ResultsFileError, match=f"schema {version}, not"):
+        ResultsWriter.reopen(path, last_step=5)
+
+
 def test_paths_without_a_run_are_refused(tmp_path):
     from spectral.errors import RunDirectoryError
     from spectral.storage import open_run
@@ -217,7 +258,7 @@ def test_a_last_row_that_power_loss_tore_is_dropped(tmp_path, finished):
     assert run.steps.tolist() == [0, 10, 20, 30]
     assert_prefix(run)
     with ResultsWriter.reopen(image, last_step=49) as writer:
-        assert writer.committed == (50, 4)
+        assert writer.committed == (50, 4, 3)
 
 
 def _flip(path, name, row):

@@ -27,6 +27,7 @@ def test_everything_written_is_read_back(finished):
 
     with open_run(finished) as run:
         assert run.steps.tolist() == [0, 10, 20, 30, 40]
+        assert run.steps_of("causal").tolist() == [0, 20, 40]
         assert len(run.train_steps) == 50
         assert run.status == "finished"
         assert_prefix(run)
@@ -39,6 +40,7 @@ def test_a_row_reads_as_unknown_where_nothing_was_given(tmp_path, layout):
     with ResultsWriter.create(path, layout) as writer:
         writer.append_snapshot({"step": 0, "hessian/trace": 2.5})
         writer.append_train({"step": 0, "loss": 1.5})
+        writer.append_causal({"step": 0})
     run = open_run(path)
     assert run.read("hessian/trace").tolist() == [2.5]
     assert run.read("train/loss").tolist() == [1.5]
@@ -73,6 +75,7 @@ def test_tensors_and_bools_are_accepted(tmp_path, layout):
     [
         ({"step": 50, "hessian/eigenvalue": [1.0]}, KeyError, "hessian/eigenvalue"),
         ({"step": 50, "train/loss": 1.0}, KeyError, "append_train"),
+        ({"step": 50, "causal/clean_induction_loss": 1.0}, KeyError, "append_causal"),
         ({"step": 50, "hessian/eigenvalues": np.zeros(5)}, ValueError, r"hessian/eigenvalues has row shape \(4,\)"),
         ({"step": 50, "hessian/trace": 1j}, ValueError, "hessian/trace"),
         ({"step": 50, "hessian/n_products": 1.5}, ValueError, "hessian/n_products"),
@@ -87,7 +90,7 @@ def test_a_wrong_snapshot_is_named_and_changes_nothing(finished, values, kind, t
     with ResultsWriter.reopen(finished, last_step=49) as writer:
         with pytest.raises(kind, match=text):
             writer.append_snapshot(values)
-        assert writer.committed == (50, 5)
+        assert writer.committed == (50, 5, 3)
         append_until(writer, 60)
     assert_prefix(open_run(finished))
 
@@ -100,6 +103,22 @@ def test_a_wrong_train_row_is_named(finished):
             writer.append_train({"step": 50, "lossy": 1.0})
         with pytest.raises(ValueError, match="does not follow 49"):
             writer.append_train({"step": 49, "loss": 1.0})
+
+
+def test_a_wrong_causal_row_is_named_and_changes_nothing(finished):
+    from spectral.storage import ResultsWriter, open_run
+
+    with ResultsWriter.reopen(finished, last_step=49) as writer:
+        for values, kind, text in (
+            ({"step": 50, "hessian/trace": 1.0}, KeyError, "append_snapshot"),
+            ({"step": 40}, ValueError, "does not follow 40"),
+            ({"step": 50, "causal/logit_attribution": np.zeros(3)}, ValueError, "causal/logit_attribution"),
+        ):
+            with pytest.raises(kind, match=text):
+                writer.append_causal(values)
+        assert writer.committed == (50, 5, 3)
+        append_until(writer, 60)
+    assert_prefix(open_run(finished))
 
 
 def test_axes_of_size_zero_leave_their_datasets_out(tmp_path):
@@ -125,8 +144,8 @@ def test_reopening_drops_later_rows_and_equals_an_uninterrupted_file(tmp_path, l
         append_until(writer, 80)
         writer.set_status("finished")
     with ResultsWriter.reopen(finished, last_step=25) as writer:
-        assert writer.committed == (26, 3)
-        assert writer.last_steps == (25, 20)
+        assert writer.committed == (26, 3, 2)
+        assert writer.last_steps == (25, 20, 20)
         append_until(writer, 80)
         writer.set_status("finished")
     with h5py.File(whole) as a, h5py.File(finished) as b:

@@ -31,6 +31,8 @@ def test_weights_do_not_depend_on_the_interval_of_measuring(tmp_path, flags):
         ("--track_top_k_eigenvalues", "5", "--eigen_microbatch_size", "3", "--attention_positions", "0"),
         ("--log_interval", "1", "--checkpoint_interval", "0", "--behaviour_probe_size", "4"),
         EVERYTHING.split(),
+        ("--causal", "snapshots", "--eigen_interval", "1"),
+        ("--causal", "never", "--checkpoint_interval", "3"),
         ("--eigen_backend", "scipy"),
         ("--eigen_backend", "pyhessian"),
     ],

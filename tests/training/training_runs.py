@@ -101,7 +101,7 @@ def stored(folder):
 
     with h5py.File(folder / "results.h5") as file:
         file.visititems(visit)
-        for group in ("train", "behaviour", "hessian", "circuits", "detector"):
+        for group in ("train", "behaviour", "hessian", "circuits", "detector", "causal"):
             steps = file[group]["step"][()]
             assert (steps[1:] > steps[:-1]).all()
     return found
@@ -132,7 +132,7 @@ SMALLEST = (
 
 EVERYTHING = (
     "--track_preconditioned 2 --track_ggn 2 --density_steps 6 --density_probes 2 --trace_products 9 "
-    "--block_spectra layers L0H1.QK embedding --block_top_k 2 --audit_interval 2"
+    "--block_spectra layers L0H1.QK embedding --block_top_k 2 --audit_interval 2 --causal snapshots"
 )
 """Every measurement that a flag adds."""
 
