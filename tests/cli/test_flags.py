@@ -50,9 +50,9 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def parse(*arguments):
-    from spectral.cli import _parse_train
+    from spectral.cli import parse_train
 
-    return _parse_train(list(arguments))[1]
+    return parse_train(list(arguments))[1]
 
 
 def dry_run(capsys, *arguments):
@@ -223,19 +223,19 @@ def test_main_dispatches(capsys):
 def test_two_runs_without_a_name_do_not_collide(monkeypatch):
     import datetime as module
 
-    from spectral import cli
+    from spectral.cli import train_command
 
     class Stopped(module.datetime):
         @classmethod
         def now(cls, tz=None):
             return cls(2025, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr(cli.datetime, "datetime", Stopped)
+    monkeypatch.setattr(train_command.datetime, "datetime", Stopped)
     command = {"run_name": None, "runs_dir": "runs"}
-    first = cli._run_path(command)
+    first = train_command._run_path(command)
     assert first == Path("runs/induction_run_20250102_030405")
     first.mkdir(parents=True)
-    assert cli._run_path(command) != first
+    assert train_command._run_path(command) != first
 
 
 def test_script_and_its_flags_in_a_real_process(tmp_path):

@@ -1,0 +1,1 @@
+"""Whole experiments: what to train, what to compare, which page to write."""
