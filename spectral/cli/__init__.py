@@ -6,6 +6,8 @@ One module per command; what a command computes lies in the rooms below. Heavy i
 that `--help` and a mistyped flag are answered at once.
 """
 
+from spectral.cli.densify_command import DENSIFY_FLAGS, densify
+from spectral.cli.detect_command import DETECT_FLAGS, detect
 from spectral.cli.dispatch import main
 from spectral.cli.outcome import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from spectral.cli.probe_step_command import PROBE_STEP_FLAGS, describe_probe_step, probe_step
@@ -17,12 +19,16 @@ from spectral.cli.visualize_command import visualize
 
 __all__ = [
     "COMMAND_FLAGS",
+    "DENSIFY_FLAGS",
+    "DETECT_FLAGS",
     "EXIT_INTERRUPTED",
     "EXIT_USER_ERROR",
     "PROBE_STEP_FLAGS",
     "STUDY_FLAGS",
+    "densify",
     "describe_probe_step",
     "describe_verdict",
+    "detect",
     "main",
     "parse_train",
     "probe_step",

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable, Sequence
 
+from spectral.cli.densify_command import densify
+from spectral.cli.detect_command import detect
 from spectral.cli.outcome import EXIT_USER_ERROR, report
 from spectral.cli.probe_step_command import probe_step
 from spectral.cli.study_command import study
@@ -13,6 +15,8 @@ from spectral.errors import ConfigError
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "visualize": visualize,
+    "detect": detect,
+    "densify": densify,
     "probe-step": probe_step,
     "study": study,
 }

@@ -194,6 +194,8 @@ def combination_faults(config: "RunConfig") -> list[str]:
     faults.extend(_curvature_faults(config))
     if config.stop_after_transition and not (config.detect and config.eigen_interval):
         faults.append("--stop_after_transition needs --detect true and a positive --eigen_interval")
+    if config.densify == "auto" and not (config.detect and config.eigen_interval > 1):
+        faults.append("--densify auto needs --detect true and an --eigen_interval of at least 2")
     return faults
 
 

@@ -97,6 +97,8 @@ class RunConfig:
         keep_checkpoints: how many recent checkpoints to keep; 0 = all.
         detect: run the transition detector online and at the end.
         significance: false-alarm level of a detected transition.
+        densify: `auto` = ten times as many snapshots for five intervals whenever a signal looks like changing abruptly;
+            `off` = regular snapshots only. A finished run can be densified with `spectral densify`.
         stop_after_transition: end the run this many steps after a confirmed transition; 0 = never.
         seed: of initialisation, data, probes and Lanczos starts, each through its own stream.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -169,6 +171,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     detect: bool = True
     significance: float = 0.01
+    densify: Literal["off", "auto"] = "off"
     stop_after_transition: int = 0
     # machine
     seed: int = 0

@@ -1,58 +1,165 @@
-"""The simulation behind the online thresholds.
+"""The simulations behind `calibration.json`; only calibration families take part, never a test family.
 
-The threshold h(N, alpha) bounds a whole run: on null curves with N planned snapshots, looked at after every snapshot
-from `FIRST_LOOK` on, P(max over the run of T > h) <= alpha. It is the (1 - alpha) quantile of that maximum, and the
-largest one over the null families, not the pooled one. Families of spikes and bumps are left out: such curves *do* rise
-abruptly, so no threshold on T can stop them; the level test before `confirmed` does.
+`python -m spectral.detection.calibration` writes the file anew, with its seed and counts, in a few minutes. Three
+tables:
 
-`python -m spectral.detection.calibration` prints the table of `thresholds.py` anew, in about 3 minutes.
+* floor: how high T climbs on null curves, by length and noise coefficient. Surrogates assume AR(1) noise around a
+  smooth curve; where noise wanders or jumps, a signal must beat this as well. The largest quantile over the families.
+* widening: factor per interval that gives 90 % coverage, pooled over the calibration families of abrupt curves.
+* online: threshold h(N, alpha) with P(a confirmed alarm at any time of a null run) <= alpha, the largest over families.
 """
 
 import argparse
+import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from spectral.detection.families import NULL
-from spectral.detection.online_statistic import scan_online
-from spectral.detection.statistic import Array
-from spectral.detection.thresholds import FIRST_LOOK, LEVELS, THRESHOLDS
+from spectral.detection.gates import passes_shape_gates
+from spectral.detection.intervals import LEVEL, half_width, quantities, refine, spacing_at
+from spectral.detection.online_calibration import online_table
+from spectral.detection.splits import ALL_ABRUPT, ALL_NULL, CALIBRATION_ABRUPT, CALIBRATION_NULL
+from spectral.detection.statistic import (
+    MIDPOINTS,
+    WIDTHS,
+    Array,
+    columns_of,
+    hampel,
+    scan_rows,
+)
+from spectral.detection.tables import FLOOR_LEVELS, PHI_EDGES
 from spectral.randomness import numpy_generator
 
-NOT_THRESHOLDED = ("spikes", "transient_bump")
-CURVES = 1000
 SEED = 2026
+FLOOR_SIZES = (40, 60, 100, 200, 400)
+WIDENING_SIZES = (50, 100, 200)
+FLOOR_CURVES = 4000
+WIDENING_CURVES = 120
+
+# The width gate decides about these, with an interval of its own; a floor would only cost power.
+NOT_IN_FLOOR = ("gradual",)
+# A bin may use this share of the allowance even if fewer curves fall into it.
+_SMALLEST_BIN = 1 / 8
+# The 50 % point of a rise that overshoots and settles depends on which level counts as its end: no error to learn from.
+NOT_IN_WIDENING = ("overshoot",)
 
 
-def run_maxima(family: str, n_snapshots: int, n_curves: int, seed: int = SEED) -> Array:
-    """Return [n_curves] maxima over the run of T on null curves of one family, seen snapshot by snapshot."""
+def floor_table(sizes: tuple[int, ...], n_curves: int, seed: int) -> dict[str, list[list[float]]]:
+    """Return size -> [bins of phi, levels] of T, rounded to 0.1, never falling from one level to a stricter one."""
+    return {str(n): floor_rows(n, n_curves, seed) for n in sizes}
+
+
+def floor_rows(n_snapshots: int, n_curves: int, seed: int) -> list[list[float]]:
+    """Return one entry of the floor table: [len(PHI_EDGES) + 1, len(FLOOR_LEVELS)]."""
     t = np.linspace(0, 1, n_snapshots)
-    rng = numpy_generator(seed, f"calibration/{family}", n_snapshots)
-    rows = np.stack([NULL[family](t, rng)[0] for _ in range(n_curves)])
-    highest = np.full(n_curves, -np.inf)
-    for n in range(FIRST_LOOK, n_snapshots + 1):
-        highest = np.maximum(highest, scan_online(t[:n], rows[:, :n]).statistic)
-    return highest
+    highest = np.zeros((len(PHI_EDGES) + 1, len(FLOOR_LEVELS)))
+    for name in CALIBRATION_NULL:
+        if name in NOT_IN_FLOOR:
+            continue
+        rng = numpy_generator(seed, f"calibration/floor/{name}", n_snapshots)
+        statistic, phi = gated_statistics(t, np.stack([ALL_NULL[name](t, rng)[0] for _ in range(n_curves)]))
+        bins = np.searchsorted(PHI_EDGES, phi, side="right")
+        for b in range(len(PHI_EDGES) + 1):
+            ordered = np.sort(statistic[bins == b])[::-1]
+            for i, level in enumerate(FLOOR_LEVELS):
+                allowed = int(level * max(len(ordered), _SMALLEST_BIN * n_curves))
+                if allowed < len(ordered) and ordered[allowed] > highest[b, i]:
+                    highest[b, i] = ordered[allowed]
+    return [[round(float(x), 1) for x in row] for row in np.maximum.accumulate(highest, axis=1)]
 
 
-def calibrate(n_snapshots: int, n_curves: int, seed: int = SEED) -> tuple[float, ...]:
-    """Return the row of `THRESHOLDS` for one planned length, rounded to 0.1."""
-    quantiles = [
-        np.quantile(run_maxima(family, n_snapshots, n_curves, seed), 1 - np.array(LEVELS))
-        for family in NULL
-        if family not in NOT_THRESHOLDED
+def gated_statistics(t: Array, rows: Array) -> tuple[Array, Array]:
+    """Return ([B] T, [B] phi) of unfiltered rows; T is -inf where size, edge or persistence forbid a transition."""
+    rows = rows - np.median(rows, axis=1, keepdims=True)
+    rows = hampel(rows / np.ptp(rows, axis=1, keepdims=True))
+    scan = scan_rows(t, rows)
+    candidate = scan.fit.candidate
+    spread = np.ptp(np.quantile(rows, [0.02, 0.98], axis=1), axis=0)
+    k = np.array([columns_of(int(basis)) for basis in scan.fit.basis])
+    noise_sd = np.sqrt(scan.fit.rss1 / (len(t) - k - 2))
+    passes = [
+        passes_shape_gates(
+            t,
+            rows[i],
+            midpoint=float(MIDPOINTS[candidate[i] % len(MIDPOINTS)]),
+            width=WIDTHS[candidate[i] // len(MIDPOINTS)],
+            amplitude=float(scan.fit.amplitude[i]),
+            spread=float(spread[i]),
+            noise_sd=float(noise_sd[i]),
+        )
+        for i in range(len(rows))
     ]
-    return tuple(round(float(h), 1) for h in np.max(quantiles, axis=0))
+    return np.where(passes, scan.statistic, -np.inf), scan.phi
+
+
+def widening_table(sizes: tuple[int, ...], n_curves: int, seed: int) -> dict[str, dict[str, float]]:
+    """Return interval -> size -> factor, the `LEVEL` quantile of |error| / uncalibrated half-width."""
+    table: dict[str, dict[str, float]] = {}
+    for n in sizes:
+        ratios: dict[str, list[float]] = {}
+        for family in (name for name in CALIBRATION_ABRUPT if name not in NOT_IN_WIDENING):
+            for name, values in error_ratios(family, n, n_curves, seed).items():
+                ratios.setdefault(name, []).extend(values)
+        for name, values in ratios.items():
+            table.setdefault(name, {})[str(n)] = round(float(np.quantile(values, LEVEL)), 3)
+    return table
+
+
+def error_ratios(family: str, n_snapshots: int, n_curves: int, seed: int) -> dict[str, list[float]]:
+    """Return interval -> |error| / half-width towards the truth, over curves whose midpoint is found within 3 %."""
+    t = np.linspace(0, 1, n_snapshots)
+    rng = numpy_generator(seed, f"calibration/widening/{family}", n_snapshots)
+    ratios: dict[str, list[float]] = {}
+    for _ in range(n_curves):
+        y, truth = ALL_ABRUPT[family](t, rng)
+        if truth is None:
+            continue
+        y = hampel(((y - np.median(y)) / np.ptp(y))[None])[0]
+        scan = scan_rows(t, y[None])
+        near = float(MIDPOINTS[int(scan.fit.candidate[0]) % len(MIDPOINTS)])
+        index = int(scan.phi_index[0])
+        phi = float(scan.phi[0])
+        fit = refine(t, y, phi=phi, phi_index=index, near=near, rng=rng, known=np.empty((0, 2)))
+        if abs(fit.midpoint - truth[1]) > 0.03:
+            continue
+        right = {"onset": truth[0], "midpoint": truth[1], "end": truth[2], "width": truth[2] - truth[0]}
+        spacing = spacing_at(t, fit.midpoint)
+        for name, (estimate, draws) in quantities(fit).items():
+            error = right[name] - estimate
+            side = 1 if error > 0 else -1
+            ratios.setdefault(name, []).append(abs(error) / half_width(name, estimate, draws, side, fit.width, spacing))
+    return ratios
+
+
+def calibrate(seed: int, floor_curves: int, widening_curves: int, online_curves: int) -> dict[str, Any]:
+    """Return the content of calibration.json."""
+    return {
+        "calibration_id": f"calibration-{seed}-{floor_curves}-{widening_curves}-{online_curves}",
+        "made_by": "python -m spectral.detection.calibration",
+        "seed": seed,
+        "curves": {"floor": floor_curves, "widening": widening_curves, "online": online_curves},
+        "null_families": list(CALIBRATION_NULL),
+        "abrupt_families": list(CALIBRATION_ABRUPT),
+        "phi_edges": list(PHI_EDGES),
+        "floor_levels": list(FLOOR_LEVELS),
+        "floor": floor_table(FLOOR_SIZES, floor_curves, seed),
+        "widening": widening_table(WIDENING_SIZES, widening_curves, seed),
+        "online": online_table(online_curves, seed),
+    }
 
 
 def main() -> None:
-    """Print the table."""
+    """Write calibration.json."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--snapshots", type=int, nargs="+", default=sorted(THRESHOLDS))
-    parser.add_argument("--curves", type=int, default=CURVES, help="null curves per family")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("calibration.json"))
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--floor_curves", type=int, default=FLOOR_CURVES, help="per family and length")
+    parser.add_argument("--widening_curves", type=int, default=WIDENING_CURVES, help="per family and length")
+    parser.add_argument("--online_curves", type=int, default=1000, help="per family and length")
     options = parser.parse_args()
-    for n_snapshots in options.snapshots:
-        print(f"    {n_snapshots}: {calibrate(n_snapshots, options.curves, options.seed)},", flush=True)
+    content = calibrate(options.seed, options.floor_curves, options.widening_curves, options.online_curves)
+    options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

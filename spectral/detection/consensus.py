@@ -1,50 +1,30 @@
 """From signals to a run: a run has a transition when two families of signals changed abruptly together.
 
 One signal alone can be fooled by noise that wanders like a random walk; behaviour, circuits and spectrum rarely are at
-the same moment. Several signals of one family count once.
+the same moment. Several signals of one family count once. A single family can be asked for; then one signal decides,
+and the verdict says so.
 """
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from spectral.detection.statistic import Array
+from spectral.detection.agreement import AGREEMENT, RunTransition, agreements, second_family_p, weighted_median
+from spectral.detection.lead_lag import FAMILIES, LeadLag, lead_lag_table
+from spectral.detection.multiple import holm
+from spectral.detection.tables import calibration_id
 from spectral.detection.transition import Curve, Interval, Transition, detect_transition
-from spectral.randomness import numpy_generator
+
+__all__ = ["AGREEMENT", "FAMILIES", "LeadLag", "RunTransition", "RunVerdict", "detect_run", "holm", "weighted_median"]
 
 SCHEMA_VERSION = "1.0"
-FAMILIES = ("spectrum", "circuits", "behaviour")  # order of lead/lag differences: first minus second
-AGREEMENT = 0.05
 MIN_FAMILIES = 2
-REPLICATES = 2000
 
 RUN_REASONS = ("one_family", "families_disagree", "no_signals")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeadLag:
-    """How much later one signal changed than another of a different family.
-
-    Attributes:
-        first: name of the signal whose midpoint is taken.
-        second: name of the signal whose midpoint is subtracted.
-        first_family: family of `first`.
-        second_family: family of `second`.
-        difference: midpoint(first) - midpoint(second) in steps; positive: `first` came later.
-        interval: nominal 90 % interval; independent errors assumed, so noise shared by both makes it too wide.
-        resolved: whether the interval excludes 0. No correction for the number of pairs.
-    """
-
-    first: str
-    second: str
-    first_family: str
-    second_family: str
-    difference: float
-    interval: Interval
-    resolved: bool
+LOG_AXIS_SURROGATES = 199
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +50,10 @@ class RunVerdict:
         false_alarm_level: bound on the chance that any signal of a run without transition is significant (the run
             needs two, so its own rate is lower).
         n_snapshots: of the longest signal.
+        rule: "two_families", or "one_family" when only one was selected: then a single signal decides.
+        transitions: every transition of the run, the one with most agreement first; it fills the fields above.
+        log_axis_changes: name -> (verdict, verdict on a logarithmic step axis), where the two differ.
+        calibration_id: names the tables behind the numbers.
     """
 
     detected: bool
@@ -88,6 +72,10 @@ class RunVerdict:
     lead_lag: list[LeadLag]
     false_alarm_level: float
     n_snapshots: int
+    rule: str = "two_families"
+    transitions: list[RunTransition] = field(default_factory=list)
+    log_axis_changes: dict[str, tuple[str, str]] = field(default_factory=dict)
+    calibration_id: str = field(default_factory=calibration_id)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of transitions.json: plain JSON types, None for what is unknown, never NaN."""
@@ -106,12 +94,19 @@ class RunVerdict:
                 "agreeing_signals": {family: list(names) for family, names in self.agreeing_signals.items()},
                 "false_alarm_level": self.false_alarm_level,
                 "n_snapshots": self.n_snapshots,
+                "rule": self.rule,
+                "calibration_id": self.calibration_id,
             },
+            "transitions": [one.to_dict() for one in self.transitions],
             "signals": {
                 name: signal.to_dict() | {"family": self.families[name], "holm_p": self.holm_p[name]}
                 for name, signal in self.signals.items()
             },
             "lead_lag": [vars(pair) | {"interval": list(pair.interval)} for pair in self.lead_lag],
+            "log_axis_changes": {name: list(both) for name, both in self.log_axis_changes.items()},
+            "bumps": {
+                name: [vars(bump) for bump in signal.bumps] for name, signal in self.signals.items() if signal.bumps
+            },
             "false_alarm_level": self.false_alarm_level,
         }
 
@@ -125,6 +120,9 @@ def detect_run(
     seed: int = 0,
     log_signals: Collection[str] = (),
     n_surrogates: int | None = None,
+    select_families: Collection[str] | None = None,
+    select_signals: Collection[str] | None = None,
+    log_axis: bool = True,
 ) -> RunVerdict:
     """Judge every signal of a run, then the run.
 
@@ -135,25 +133,32 @@ def detect_run(
         significance: level alpha of the Holm-corrected p-values.
         seed: fixes all random draws.
         log_signals: names to be analysed as logarithms.
-        n_surrogates: curves behind each p-value; None takes max(999, 2 K / alpha), as the smallest possible p-value
+        n_surrogates: curves behind each p-value; None takes max(999, K / alpha), as the smallest possible p-value
             must survive the correction over K signals.
+        select_families: judge these families only; None takes all.
+        select_signals: judge these signals only; None takes all.
+        log_axis: also judge each signal on the axis log(1 + steps since the first / median spacing).
 
     Raises:
-        ValueError: for a signal without family, an unknown log signal, or curves that `detect_transition` refuses.
+        ValueError: for a signal without family, an unknown log signal, family or selected signal, or curves that
+            `detect_transition` refuses.
 
     Rule: abrupt when at least two families hold an abrupt signal with Holm-corrected p <= alpha and all their
-    midpoints lie within 5 % of the run.
+    midpoints lie within 5 % of the run. If `select_families` names a single family, one such signal suffices, and the
+    run's false-alarm rate is that of single signals.
     """
+    signals = _selected(signals, families, select_families, select_signals)
+    needed = 1 if select_families is not None and len(set(select_families)) == 1 else MIN_FAMILIES
     missing = sorted(set(signals) - set(families))
     if missing:
         msg = f"no family given for {missing}; add for example families[{missing[0]!r}] = 'behaviour'"
         raise ValueError(msg)
-    unknown = sorted(set(log_signals) - set(signals))
+    unknown = sorted(set(log_signals) - set(families) - set(signals))
     if unknown:
         msg = f"log_signals names {unknown}, which are not among the signals {sorted(signals)}; fix the name"
         raise ValueError(msg)
     n_signals = len(signals)
-    surrogates = max(999, math.ceil(2 * n_signals / significance)) if n_surrogates is None else n_surrogates
+    surrogates = max(999, math.ceil(n_signals / significance)) if n_surrogates is None else n_surrogates
     found = {
         name: detect_transition(
             steps,
@@ -171,16 +176,20 @@ def detect_run(
     span = float(np.ptp(np.asarray(steps, dtype=np.float64))) if len(steps) else 0.0
     abrupt = {name: signal for name, signal in found.items() if signal.detected}
     strong = {name: signal for name, signal in abrupt.items() if corrected[name] <= significance}
-    agreeing = _largest_agreement(strong, belongs, corrected, AGREEMENT * span)
+    transitions = agreements(strong, belongs, corrected, AGREEMENT * span, significance, needed, seed)
+    changes = _log_axis_changes(steps, signals, found, log_signals, significance, seed) if log_axis else {}
     shared: dict[str, Any] = {
         "signals": found,
         "families": belongs,
         "holm_p": corrected,
-        "lead_lag": _lead_lag(abrupt, belongs),
+        "lead_lag": lead_lag_table(abrupt, belongs),
         "false_alarm_level": significance,
         "n_snapshots": max((signal.n_snapshots for signal in found.values()), default=0),
+        "rule": "two_families" if needed > 1 else "one_family",
+        "transitions": transitions,
+        "log_axis_changes": changes,
     }
-    if not agreeing:
+    if not transitions:
         verdict, reason = _why_not(found, abrupt, strong, belongs)
         return RunVerdict(
             detected=False,
@@ -190,91 +199,77 @@ def detect_run(
             midpoint=None,
             end=None,
             interval=None,
-            p_value=_second_family_p(corrected, belongs),
+            p_value=second_family_p(corrected, belongs, needed),
             abruptness=None,
             agreeing_signals={},
             **shared,
         )
-    members = [strong[name] for name in agreeing]
-    weights = np.array([1 / _sd(signal) ** 2 for signal in members])
-
-    def consensus(field: str) -> float:
-        return weighted_median(np.array([getattr(signal, field) for signal in members]), weights)
-
+    first = transitions[0]
     return RunVerdict(
         detected=True,
         verdict="abrupt",
         reason=None,
-        onset=consensus("onset"),
-        midpoint=consensus("midpoint"),
-        end=consensus("end"),
-        interval=_joint_interval(members, weights, seed),
-        p_value=_second_family_p({name: corrected[name] for name in agreeing}, belongs),
-        abruptness=consensus("abruptness"),
-        agreeing_signals=_by_family(agreeing, belongs),
+        onset=first.onset,
+        midpoint=first.midpoint,
+        end=first.end,
+        interval=first.interval,
+        p_value=first.p_value,
+        abruptness=first.abruptness,
+        agreeing_signals=first.agreeing_signals,
         **shared,
     )
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Return Holm's step-down corrected p-values, in [0, 1].
-
-    Formula: with p sorted ascending, max over j <= i of min(1, (K - j + 1) p_j). Source: Holm 1979.
-    """
-    corrected, running = {}, 0.0
-    ordered = sorted(p_values, key=lambda name: p_values[name])
-    for i, name in enumerate(ordered):
-        running = max(running, min(1.0, (len(ordered) - i) * p_values[name]))
-        corrected[name] = running
-    return {name: corrected[name] for name in p_values}
-
-
-def weighted_median(values: Array, weights: Array) -> float:
-    """Return the value at which half of the weight is reached; the mean of two when exactly half lies below."""
-    order = np.argsort(values, kind="stable")
-    values, weights = values[order], weights[order]
-    cumulative = np.cumsum(weights) / np.sum(weights)
-    i = int(np.searchsorted(cumulative, 0.5 - 1e-12))
-    if abs(cumulative[i] - 0.5) < 1e-9 and i + 1 < len(values):
-        return float((values[i] + values[i + 1]) / 2)
-    return float(values[i])
+def _selected(
+    signals: Mapping[str, Curve],
+    families: Mapping[str, str],
+    wanted_families: Collection[str] | None,
+    wanted_signals: Collection[str] | None,
+) -> dict[str, Curve]:
+    for kind, wanted, known in (
+        ("select_families", wanted_families, set(families.values())),
+        ("select_signals", wanted_signals, set(signals)),
+    ):
+        unknown = sorted(set(wanted or ()) - known)
+        if unknown:
+            msg = f"{kind} names {unknown}, but this run has {sorted(known)}; choose among those"
+            raise ValueError(msg)
+    return {
+        name: values
+        for name, values in signals.items()
+        if (wanted_signals is None or name in wanted_signals)
+        and (wanted_families is None or families.get(name) in wanted_families)
+    }
 
 
-def _sd(signal: Transition) -> float:
-    """Return the midpoint's standard error in steps, at least what half a snapshot spacing allows."""
-    low, high = _bounds(signal)
-    return max((high - low) / 2 / 1.645, (signal.resolution_steps or 0.0) / 2 / 1.645, 1e-12)
-
-
-def _bounds(signal: Transition) -> Interval:
-    if signal.interval is None:
-        msg = "an abrupt signal carries no interval; rebuild the transition with detect_transition"
-        raise ValueError(msg)
-    return signal.interval
-
-
-def _largest_agreement(
-    strong: Mapping[str, Transition], families: Mapping[str, str], p: Mapping[str, float], window: float
-) -> list[str]:
-    """Return the signals inside the window of midpoints that holds most families, then signals, then evidence."""
-    best: list[str] = []
-    rank = (MIN_FAMILIES - 1, 0, 0.0)
-    midpoints = {name: float(signal.midpoint or 0.0) for name, signal in strong.items()}
-    for start in midpoints.values():
-        near = [name for name, m in midpoints.items() if 0 <= m - start <= window * (1 + 1e-12)]
-        n_families = len({families[name] for name in near})
-        this = (n_families, len(near), -sum(p[name] for name in near))
-        if n_families >= MIN_FAMILIES and this > rank:
-            best, rank = near, this
-    return best
-
-
-def _second_family_p(p: Mapping[str, float], families: Mapping[str, str]) -> float:
-    best: dict[str, float] = {}
-    for name, value in p.items():
-        best[families[name]] = min(best.get(families[name], 1.0), value)
-    ordered = sorted(best.values())
-    return ordered[1] if len(ordered) > 1 else 1.0
+def _log_axis_changes(
+    steps: Curve,
+    signals: Mapping[str, Curve],
+    found: Mapping[str, Transition],
+    log_signals: Collection[str],
+    significance: float,
+    seed: int,
+) -> dict[str, tuple[str, str]]:
+    x = np.asarray(steps, dtype=np.float64)
+    if len(x) < 2:
+        return {}
+    axis = np.log1p((x - x[0]) / float(np.median(np.diff(x))))
+    changes = {}
+    for name, values in signals.items():
+        again = detect_transition(
+            axis,
+            values,
+            significance=significance,
+            n_surrogates=max(LOG_AXIS_SURROGATES, math.ceil(1 / significance)),
+            seed=seed,
+            signal=name,
+            log=name in log_signals,
+            several=False,
+            bumps=False,
+        )
+        if again.verdict != found[name].verdict:
+            changes[name] = (found[name].verdict, again.verdict)
+    return changes
 
 
 def _why_not(
@@ -302,59 +297,3 @@ def _why_not(
             return verdict, max(reasons, key=reasons.count)
     reasons = [str(signal.reason) for signal in found.values()]
     return "none", max(reasons, key=reasons.count)
-
-
-def _joint_interval(members: list[Transition], weights: Array, seed: int) -> Interval:
-    rng = numpy_generator(seed, "detector/consensus")
-    k = len(members)
-    midpoints = np.array([signal.midpoint for signal in members], dtype=np.float64)
-    low = midpoints - np.array([_bounds(signal)[0] for signal in members])
-    high = np.array([_bounds(signal)[1] for signal in members]) - midpoints
-    z = rng.standard_normal((REPLICATES, k))
-    draws = midpoints + np.where(z < 0, low, high) / 1.645 * z
-    chosen = rng.integers(0, k, (REPLICATES, k))
-    medians = [weighted_median(row[pick], weights[pick]) for row, pick in zip(draws, chosen, strict=True)]
-    center = weighted_median(midpoints, weights)
-    half = min(float(signal.resolution_steps or 0.0) for signal in members) / 2
-    bounds = np.quantile(medians, [0.05, 0.95])
-    return min(float(bounds[0]), center - half), max(float(bounds[1]), center + half)
-
-
-def _by_family(names: list[str], families: Mapping[str, str]) -> dict[str, list[str]]:
-    grouped: dict[str, list[str]] = {}
-    for name in names:
-        grouped.setdefault(families[name], []).append(name)
-    return grouped
-
-
-def _lead_lag(abrupt: Mapping[str, Transition], families: Mapping[str, str]) -> list[LeadLag]:
-    def place(name: str) -> int:
-        family = families[name]
-        return FAMILIES.index(family) if family in FAMILIES else len(FAMILIES)
-
-    names = sorted(abrupt, key=place)
-    table = []
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            if families[first] == families[second]:
-                continue
-            a, b = abrupt[first], abrupt[second]
-            difference = float(a.midpoint or 0.0) - float(b.midpoint or 0.0)
-            (a_low, a_high), (b_low, b_high) = _bounds(a), _bounds(b)
-            m_a, m_b = float(a.midpoint or 0.0), float(b.midpoint or 0.0)
-            interval = (
-                difference - math.hypot(m_a - a_low, b_high - m_b),
-                difference + math.hypot(a_high - m_a, m_b - b_low),
-            )
-            table.append(
-                LeadLag(
-                    first=first,
-                    second=second,
-                    first_family=families[first],
-                    second_family=families[second],
-                    difference=difference,
-                    interval=interval,
-                    resolved=interval[0] > 0 or interval[1] < 0,
-                )
-            )
-    return table

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from spectral.detection.gates import MIN_NOISE_SDS, MIN_SHARE_OF_RANGE, persists
+from spectral.detection.gates import MIN_AFTER, MIN_NOISE_SDS, MIN_SHARE_OF_RANGE, holds, persists
 from spectral.detection.online_statistic import scan_online
 from spectral.detection.statistic import Array, hampel
-from spectral.detection.thresholds import FIRST_LOOK, ONLINE_CALIBRATION_ID, threshold
+from spectral.detection.thresholds import FIRST_LOOK, noise_scale, online_calibration_id, threshold
 
 Number = int | float | np.integer[Any] | np.floating[Any]
 
-CONFIRM_AFTER = 2
+# A spike of 3 snapshots looks like a new level for 3 looks, as the level is a median of 3.
+CONFIRM_AFTER = 3
 AGREEMENT = 0.05
 MIN_FAMILIES = 2
 
@@ -35,7 +36,7 @@ class OnlineEvent:
         signal: its name, None for the run.
         family: of the signal, None for the run.
         midpoint: estimated 50 % point in steps.
-        statistic: T at this moment, None for the run.
+        statistic: T at this moment, scaled for the noise coefficient (see `thresholds.noise_scale`); None for the run.
         threshold: h that T is compared with.
         signals: the agreeing signals, for events of the run.
     """
@@ -126,7 +127,7 @@ class OnlineDetector:
 
     @property
     def statistics(self) -> dict[str, float]:
-        """Latest T per signal; NaN before enough snapshots."""
+        """Latest scaled T per signal; NaN before enough snapshots."""
         return {name: math.nan if k.statistic is None else k.statistic for name, k in self._tracks.items()}
 
     @property
@@ -176,7 +177,7 @@ class OnlineDetector:
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state as plain lists, numbers, strings, booleans and None."""
         return {
-            "calibration_id": ONLINE_CALIBRATION_ID,
+            "calibration_id": online_calibration_id(),
             "families": dict(self._families),
             "planned_steps": self._planned,
             "significance": self._significance,
@@ -195,9 +196,10 @@ class OnlineDetector:
         Raises:
             ValueError: when the signals or the calibration differ.
         """
-        if state["calibration_id"] != ONLINE_CALIBRATION_ID:
+        current = online_calibration_id()
+        if state["calibration_id"] != current:
             msg = (
-                f"the state was saved under calibration {state['calibration_id']!r}, this is {ONLINE_CALIBRATION_ID!r}"
+                f"the state was saved under calibration {state['calibration_id']!r}, this is {current!r}"
                 "; replay the run's snapshots through a new detector instead"
             )
             raise ValueError(msg)
@@ -232,8 +234,10 @@ class OnlineDetector:
     def _threshold(self, track: _Track) -> float:
         if len(track.steps) < 2:
             return math.nan
-        spacing = float(np.median(np.diff(track.steps)))
-        return threshold(self._planned / spacing + 1, self._significance)
+        return threshold(self._planned_snapshots(track), self._significance)
+
+    def _planned_snapshots(self, track: _Track) -> float:
+        return self._planned / float(np.median(np.diff(track.steps))) + 1
 
     def _scan(self, step: float, names: list[str]) -> list[OnlineEvent]:
         events = []
@@ -247,7 +251,7 @@ class OnlineDetector:
             filtered = hampel(rows)
             for i, name in enumerate(members):
                 track = self._tracks[name]
-                statistic = float(scan.statistic[i])
+                statistic = float(scan.statistic[i]) * noise_scale(self._planned_snapshots(track), float(scan.phi[i]))
                 track.statistic = statistic if math.isfinite(statistic) else None
                 found = (float(scan.midpoint[i]), float(scan.width[i]), float(scan.amplitude[i]))
                 sd = float(scan.noise_sd[i])
@@ -270,7 +274,10 @@ class OnlineDetector:
         """Move one signal's state; return the kind of event, if any."""
         if track.status == "confirmed":
             # Its sigmoid is settled: T may fade once the change lies far back, only a lost level revokes.
-            stays = persists(t, y, midpoint=track.midpoint, width=track.width, amplitude=track.amplitude)
+            # One that was confirmed under way is judged once enough has come after it.
+            over = np.count_nonzero(t > track.midpoint + track.width / 2) >= MIN_AFTER
+            test = persists if over else holds
+            stays = test(t, y, midpoint=track.midpoint, width=track.width, amplitude=track.amplitude)
             if not stays:
                 track.status = "revoked"
                 return "revoked"
@@ -280,7 +287,7 @@ class OnlineDetector:
             track.statistic is not None
             and track.statistic > self._threshold(track)
             and abs(amplitude) >= max(MIN_SHARE_OF_RANGE * spread, MIN_NOISE_SDS * sd)
-            and persists(t, y, midpoint=midpoint, width=width, amplitude=amplitude)
+            and holds(t, y, midpoint=midpoint, width=width, amplitude=amplitude)
         )
         if track.status == "candidate" and not passes:
             track.status, track.kept = "revoked", 0

@@ -1,8 +1,8 @@
 """Likelihood ratio of an abrupt change in a curve that is still growing.
 
 The same T = n ln(RSS0 / RSS1) as offline, on the n snapshots seen so far, with time relative to the planned length.
-Candidates are sigmoids among the last 40 snapshots whose 90 % point has passed, followed by at least `SETTLED`
-snapshots, so that no single outlier at the end counts.
+Candidates are sigmoids among the last 40 snapshots whose midpoint has passed, followed by at least `SETTLED` snapshots,
+so that no single outlier at the end counts. The rise need not be over: waiting for its 90 % point costs half a width.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ WIDE_WIDTHS = (0.25, 0.4, 0.6, 0.9)
 WIDE_MIDPOINTS = np.linspace(0.1, 1.3, 25)  # beyond 1: the planned length may cut a slow rise short
 WIDTHS = (0.01, 0.03, 0.06, 0.1)
 LOOK_BACK = 40
-SETTLED = 2
+SETTLED = 1
 PER_SNAPSHOT = 2
 
 
@@ -44,6 +44,7 @@ class OnlineScan:
         width: [B] 10-90 % width, as fraction of the planned run.
         amplitude: [B] signed height in units of the rows.
         noise_sd: [B] marginal noise sd in the same units.
+        phi: [B] noise coefficient used, a value of `PHI_GRID`.
     """
 
     statistic: Array
@@ -51,6 +52,7 @@ class OnlineScan:
     width: Array
     amplitude: Array
     noise_sd: Array
+    phi: Array
 
 
 def scan_online(t: Array, rows: Array) -> OnlineScan:
@@ -73,7 +75,7 @@ def scan_online(t: Array, rows: Array) -> OnlineScan:
     b = len(rows)
     empty = np.full(b, np.nan)
     if len(midpoints) == 0:
-        return OnlineScan(statistic=empty, midpoint=empty, width=empty, amplitude=empty, noise_sd=empty)
+        return OnlineScan(statistic=empty, midpoint=empty, width=empty, amplitude=empty, noise_sd=empty, phi=empty)
     out = {name: np.empty(b) for name in ("statistic", "midpoint", "width", "amplitude", "noise_sd")}
     for index in np.unique(phi_index):
         mine: Indices = np.flatnonzero(phi_index == index)
@@ -85,7 +87,7 @@ def scan_online(t: Array, rows: Array) -> OnlineScan:
         out["amplitude"][mine] = fit.amplitude * scale[mine]
         out["noise_sd"][mine] = np.sqrt(np.maximum(fit.rss1, RSS_FLOOR) / (n - k - 2)) * scale[mine]
     out["statistic"][flat] = 0.0
-    return OnlineScan(**out)
+    return OnlineScan(**out, phi=PHI_GRID[phi_index])
 
 
 def _phi_of_differences(rows: Array) -> Array:
@@ -99,14 +101,14 @@ def _phi_of_differences(rows: Array) -> Array:
 
 
 def _candidates(t: Array) -> tuple[Array, Array]:
-    """Return midpoints and widths of the sigmoids that are over by now."""
+    """Return midpoints and widths of the sigmoids whose midpoint has passed by now."""
     n = len(t)
     if n < 6:
         return np.empty(0), np.empty(0)
     index = np.arange(max(n - 1 - LOOK_BACK, 2) * PER_SNAPSHOT, (n - 1 - SETTLED) * PER_SNAPSHOT + 1) / PER_SNAPSHOT
     places = np.interp(index, np.arange(n), t)
     m, w = np.tile(places, len(WIDTHS)), np.repeat(WIDTHS, len(places))
-    over = (m + w / 2 <= t[-1 - SETTLED]) & (m - w / 2 >= t[1])
+    over = (m <= t[-1 - SETTLED]) & (m - w / 2 >= t[1])
     return m[over], w[over]
 
 

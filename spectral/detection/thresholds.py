@@ -1,18 +1,11 @@
-"""Thresholds of the online detector, by planned snapshots and significance; `calibration.py` made the table."""
+"""Thresholds of the online detector, by planned snapshots and significance, from `calibration.json`."""
 
 import numpy as np
 
+from spectral.detection.tables import PHI_EDGES, calibration_id, tables
+
 FIRST_LOOK = 16
 LEVELS = (0.2, 0.1, 0.05, 0.02, 0.01)
-
-# Planned snapshots -> threshold per entry of LEVELS.
-THRESHOLDS: dict[int, tuple[float, ...]] = {
-    30: (11.8, 14.3, 16.2, 19.6, 21.6),
-    50: (13.5, 15.6, 18.0, 20.9, 24.5),
-    100: (15.9, 18.9, 22.6, 28.0, 31.6),
-    200: (21.9, 28.7, 36.1, 48.3, 54.7),
-}
-ONLINE_CALIBRATION_ID = "online-1"
 
 
 def threshold(planned_snapshots: int | float, significance: float) -> float:
@@ -20,7 +13,7 @@ def threshold(planned_snapshots: int | float, significance: float) -> float:
 
     Args:
         planned_snapshots: N, snapshots the whole run will have.
-        significance: alpha, probability of any false candidate of one signal in a run, in [0.01, 0.2].
+        significance: alpha, probability that one signal without transition is ever confirmed in a run, in [0.01, 0.2].
 
     Raises:
         ValueError: for a significance outside the calibrated range.
@@ -28,7 +21,27 @@ def threshold(planned_snapshots: int | float, significance: float) -> float:
     if not LEVELS[-1] <= significance <= LEVELS[0]:
         msg = f"significance={significance} lies outside the calibrated [0.01, 0.2]; use for example 0.05"
         raise ValueError(msg)
-    sizes = np.array(sorted(THRESHOLDS), dtype=np.float64)
+    rows = tables()["online"]["threshold"]
     log_levels = np.log(np.array(LEVELS[::-1]))
-    per_size = [np.interp(np.log(significance), log_levels, THRESHOLDS[int(n)][::-1]) for n in sizes]
-    return float(np.interp(np.log(max(planned_snapshots, 1.0)), np.log(sizes), per_size))
+    per_size = {int(n): float(np.interp(np.log(significance), log_levels, row[::-1])) for n, row in rows.items()}
+    return _between(per_size, planned_snapshots)
+
+
+def noise_scale(planned_snapshots: int | float, phi: float) -> float:
+    """Return the factor on T that makes one threshold fit every noise coefficient, in (0, 1].
+
+    T climbs higher by chance where the noise wanders; the factor is the ratio of calibrated heights, 1 for phi < 0.5.
+    """
+    rows = tables()["online"]["scale"]
+    b = int(np.searchsorted(PHI_EDGES, phi, side="right"))
+    return _between({int(n): float(row[b]) for n, row in rows.items()}, planned_snapshots)
+
+
+def online_calibration_id() -> str:
+    """Return the name of the online tables, saved with a detector's state."""
+    return f"online-{calibration_id()}"
+
+
+def _between(by_size: dict[int, float], n: int | float) -> float:
+    sizes = sorted(by_size)
+    return float(np.interp(np.log(max(n, 1.0)), np.log(np.array(sizes)), [by_size[size] for size in sizes]))

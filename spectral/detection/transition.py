@@ -7,30 +7,20 @@ fitted smooth curve that go through the same filter, noise estimate and fits as 
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from spectral.detection.gates import MIN_SNAPSHOTS, Evidence, judge
-from spectral.detection.intervals import Dating, date, spacing_at
-from spectral.detection.statistic import (
-    MIDPOINTS,
-    N_SHAPES,
-    PHI_GRID,
-    Array,
-    Scan,
-    colour,
-    columns_of,
-    correlations,
-    hampel,
-    scan_rows,
-    smooth_curve,
-)
+from spectral.detection.bumps import MAX_BUMPS, Bump, find_bumps
+from spectral.detection.gates import MIN_SNAPSHOTS
+from spectral.detection.intervals import Dating, spacing_at
+from spectral.detection.multiple import holm_in_order
+from spectral.detection.rounds import MAX_ROUNDS, Round, search_rounds
+from spectral.detection.statistic import N_SHAPES, Array, Scan, hampel
+from spectral.detection.tables import calibration_id
 from spectral.randomness import numpy_generator
-
-CALIBRATION_ID = "offline-1"
 
 # Fewer points than this leave no degrees of freedom beside four columns, a midpoint, a width and a coefficient.
 _FEWEST_FOR_FIT = 12
@@ -48,8 +38,8 @@ class Transition:
     Attributes:
         detected: verdict is "abrupt".
         verdict: "abrupt", "gradual", "none" or "inconclusive".
-        reason: why not, when not: not_significant, too_small, too_wide, not_persistent, too_few_snapshots, at_edge
-            or non_finite; None when detected.
+        reason: why not, when not: not_significant, too_small, too_wide, not_persistent, too_few_snapshots, at_edge,
+            non_finite or running_extreme (a record curve such as "best so far"); None when detected.
         onset: 10 % point. This and the following times are None when there is nothing to date.
         midpoint: 50 % point.
         end: 90 % point.
@@ -72,7 +62,13 @@ class Transition:
         noise_sd: marginal sd of the noise.
         n_snapshots: length of the curve.
         resolution_steps: snapshot spacing at the midpoint (the median spacing, when nothing is dated).
-        calibration_id: names the grids and widening factors behind the numbers.
+        calibration_id: names the tables behind the numbers.
+        p_calibrated: share of null curves that reach T, for the worst calibration family at this noise coefficient, in
+            (0, 1]. A change counts only if this and `p_value` are at most the significance.
+        amplitude_in_noise_sd: |amplitude| over the noise sd.
+        amplitude_in_range: |amplitude| over the 2-98 % range of the filtered curve.
+        further: other abrupt transitions of the signal, Holm-corrected over the searches, strongest first.
+        bumps: passing events, strongest first; they never count as detected.
     """
 
     detected: bool
@@ -97,11 +93,17 @@ class Transition:
     noise_sd: float | None
     n_snapshots: int
     resolution_steps: float | None
-    calibration_id: str = CALIBRATION_ID
+    calibration_id: str = field(default_factory=calibration_id)
+    p_calibrated: float = 1.0
+    amplitude_in_noise_sd: float | None = None
+    amplitude_in_range: float | None = None
+    further: tuple["Transition", ...] = ()
+    bumps: tuple[Bump, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; intervals become lists, what is unknown is None, never NaN."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return plain | {"further": [other.to_dict() for other in self.further]}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Transition":
@@ -110,6 +112,8 @@ class Transition:
         for key in _INTERVALS:
             if known.get(key) is not None:
                 known[key] = (float(known[key][0]), float(known[key][1]))
+        known["further"] = tuple(cls.from_dict(other) for other in known.get("further", ()))
+        known["bumps"] = tuple(Bump(**bump) for bump in known.get("bumps", ()))
         return cls(**known)
 
 
@@ -122,6 +126,8 @@ def detect_transition(
     seed: int = 0,
     signal: str = "signal",
     log: bool = False,
+    several: bool = True,
+    bumps: bool = True,
 ) -> Transition:
     """Tell whether one curve changed abruptly, and date the change.
 
@@ -134,6 +140,8 @@ def detect_transition(
         signal: name of the signal.
         log: analyse log(values), for positive heavy-tailed signals such as the largest eigenvalue. A value <= 0 has
             no logarithm and counts as non-finite.
+        several: search for further transitions once one is found (`Transition.further`).
+        bumps: search for passing events (`Transition.bumps`).
 
     Returns:
         The verdict. Adding a constant to `values` or multiplying by a positive number changes no time and no p-value;
@@ -143,7 +151,6 @@ def detect_transition(
         ValueError: for arrays of other shapes than two equal [n], steps that do not increase or are not finite, a
             significance outside (0, 1), or too few surrogates to ever reach it.
 
-    All surrogates are always drawn: batched, they cost less than the intervals' refits would save.
     Source: likelihood-ratio scan with parametric bootstrap; Diebold & Chen 1996 and Boldea et al. 2017 on why
     bootstrap sizes hold in short autocorrelated samples where asymptotic ones fail.
     """
@@ -161,67 +168,104 @@ def detect_transition(
         few = n < MIN_SNAPSHOTS
         return _undated("inconclusive" if few else "none", "too_few_snapshots" if few else "too_small", n, resolution)
 
+    if _running_extreme(y):
+        return _undated("inconclusive", "running_extreme", n, resolution)
+
     # From here on times are fractions of the run and heights fractions of the range.
     span = float(x[-1] - x[0])
     t = (x - x[0]) / span
-    y = hampel(((y - center) / scale)[None])[0]
+    raw = (y - center) / scale
+    y = hampel(raw[None])[0]
     rng = numpy_generator(seed, f"detector/{signal}")
-    scan = scan_rows(t, y[None])
-    phi_index = int(scan.phi_index[0])
-    smooth = smooth_curve(t, y, float(PHI_GRID[phi_index]), int(scan.fit.smooth[0]))
-    p_value = _surrogate_p(t, smooth, scan, n_surrogates, rng)
-    near = float(MIDPOINTS[int(scan.fit.candidate[0]) % len(MIDPOINTS)])
-    dating = date(t, y, phi=float(scan.phi[0]), phi_index=phi_index, near=near, rng=rng)
-    spread = float(np.diff(np.quantile(y, [0.02, 0.98]))[0])
-    evidence = Evidence(
-        p_value=p_value,
-        n_snapshots=n,
-        midpoint=dating.midpoint,
-        width=dating.width,
-        width_interval=dating.width_interval,
-        amplitude=dating.amplitude,
-        spread=spread,
-        noise_sd=dating.noise_sd,
-        smooth_move=float(np.ptp(smooth)),
+    rounds = search_rounds(
+        t, y, significance=significance, n_surrogates=n_surrogates, rng=rng, max_rounds=MAX_ROUNDS if several else 1
     )
-    verdict, reason = judge(t, y, evidence, significance)
+    passing = _bumps(t, raw, rounds, significance, n_surrogates, rng) if bumps else []
+    scaled = tuple(
+        replace(
+            bump, peak=float(x[0]) + span * bump.peak, height=bump.height * scale, width_steps=span * bump.width_steps
+        )
+        for bump in passing
+    )
+    first, *rest = [
+        _described(found, x=x, y=y, significance=significance, scale=scale, resolution=resolution) for found in rounds
+    ]
+    p_later = holm_in_order([max(found.p_value, found.p_calibrated) for found in rounds])
+    later = [one for one, p in zip(rest, p_later[1:], strict=True) if one.detected and p <= significance]
+    return replace(first, further=tuple(later), bumps=scaled)
+
+
+def midpoint_bounds(signal: Transition) -> Interval:
+    """Return the interval of the midpoint of an abrupt signal; a ValueError when it carries none."""
+    if signal.interval is None:
+        msg = "an abrupt signal carries no interval; rebuild the transition with detect_transition"
+        raise ValueError(msg)
+    return signal.interval
+
+
+def _described(
+    found: Round, *, x: Array, y: Array, significance: float, scale: float, resolution: float | None
+) -> Transition:
+    """Turn one round into a verdict in optimizer steps and units of the signal."""
+    n, span = len(x), float(x[-1] - x[0])
+    dating = found.dating
     tested: dict[str, Any] = {
-        "p_value": p_value,
-        "statistic": float(scan.statistic[0]),
-        "share_in_best_5pct": _best_share(t, y),
-        "delta_bic": _delta_bic(scan, n),
-        "phi": float(scan.phi[0]),
-        "noise_sd": dating.noise_sd * scale,
+        "p_value": found.p_value,
+        "p_calibrated": found.p_calibrated,
+        "statistic": float(found.scan.statistic[0]),
+        "share_in_best_5pct": _best_share((x - x[0]) / span, y),
+        "delta_bic": _delta_bic(found.scan, len(found.t)),
+        "phi": float(found.scan.phi[0]),
+        "noise_sd": found.noise_sd * scale,
     }
-    significant = p_value <= significance
-    if verdict == "none" or not significant:
-        return _undated(verdict, reason, n, resolution, **tested)
+    if found.verdict == "none" or found.reason == "not_significant" or dating is None:
+        return _undated(found.verdict, found.reason, n, resolution, **tested)
     return Transition(
-        detected=verdict == "abrupt",
-        verdict=verdict,
-        reason=reason,
+        detected=found.verdict == "abrupt",
+        verdict=found.verdict,
+        reason=found.reason,
         n_snapshots=n,
-        resolution_steps=spacing_at(t, dating.midpoint) * span,
-        abruptness=_PEAK_SLOPE * abs(dating.amplitude) / max(spread, 1e-9) / dating.width,
+        resolution_steps=spacing_at((x - x[0]) / span, dating.midpoint) * span,
+        abruptness=_PEAK_SLOPE * abs(dating.amplitude) / max(found.spread, 1e-9) / dating.width,
         amplitude=dating.amplitude * scale,
+        amplitude_in_noise_sd=abs(dating.amplitude) / max(found.noise_sd, 1e-12),
+        amplitude_in_range=abs(dating.amplitude) / max(found.spread, 1e-9),
         **_times(dating, float(x[0]), span),
         **tested,
     )
 
 
-def noise_rows(t: Array, scan: Scan, n_rows: int, rng: np.random.Generator) -> Array:
-    """Draw [n_rows, n] AR(1) noise with the coefficient and sd of the first row's abrupt fit."""
-    n = len(t)
-    k = columns_of(int(scan.fit.basis[0]))
-    sd = math.sqrt(float(scan.fit.rss1[0]) / (n - k - 2))
-    return sd * colour(rng.standard_normal((n_rows, n)), correlations(t, float(scan.phi[0])))
+def _running_extreme(y: Array) -> bool:
+    """Tell whether a curve is a record such as "best so far": monotone, standing still between several jumps.
+
+    Its jumps are where noise set a record and its plateaus hold no noise, so nothing that compares a jump with the
+    noise applies. A saturated sigmoid stands still twice, at its two ends.
+    """
+    d = np.diff(y)
+    still = d == 0
+    if not (np.all(d >= 0) or np.all(d <= 0)) or np.mean(still) < 0.5:
+        return False
+    starts = still & ~np.concatenate([[False], still[:-1]])
+    return int(np.count_nonzero(starts)) >= 3
 
 
-def _surrogate_p(t: Array, smooth: Array, scan: Scan, n_surrogates: int, rng: np.random.Generator) -> float:
-    """Return (1 + #{T* >= T}) / (1 + n): the whole path is redone on each surrogate."""
-    rows = smooth + noise_rows(t, scan, n_surrogates, rng)
-    null = scan_rows(t, hampel(rows)).statistic
-    return float((1 + np.count_nonzero(null >= scan.statistic[0])) / (1 + n_surrogates))
+def _bumps(
+    t: Array, raw: Array, rounds: list[Round], significance: float, n_surrogates: int, rng: np.random.Generator
+) -> list[Bump]:
+    dated = [found.dating for found in rounds if found.dating is not None and found.verdict != "none"]
+    known = np.array([(d.midpoint, d.width) for d in dated], dtype=np.float64).reshape(-1, 2)
+    smooth = int(rounds[0].scan.fit.smooth[0])
+    phi = float(rounds[-1].scan.phi[0])
+    return find_bumps(
+        t,
+        raw,
+        smooth_index=0 if len(known) and smooth > N_SHAPES else smooth,
+        phi=phi,
+        known=known,
+        significance=significance,
+        n_surrogates=math.ceil(MAX_BUMPS / significance),
+        rng=rng,
+    )
 
 
 def _checked(steps: Curve, values: Curve, significance: float, n_surrogates: int) -> tuple[Array, Array]:
@@ -259,8 +303,13 @@ def _checked(steps: Curve, values: Curve, significance: float, n_surrogates: int
 
 
 def _undated(verdict: str, reason: str | None, n: int, resolution: float | None, **tested: Any) -> Transition:
-    given = {"detected", "verdict", "reason", "n_snapshots", "resolution_steps", "calibration_id"}
-    unknown: dict[str, Any] = {name: None for name in Transition.__dataclass_fields__ if name not in given}
+    given = {"detected", "verdict", "reason", "n_snapshots", "resolution_steps"}
+    fields = Transition.__dataclass_fields__.values()
+    unknown: dict[str, Any] = {
+        one.name: None
+        for one in fields
+        if one.name not in given and one.default is MISSING and one.default_factory is MISSING
+    }
     unknown["p_value"] = 1.0
     return Transition(
         detected=False,

@@ -10,6 +10,7 @@ from spectral.storage.checkpoint import (
     save_checkpoint,
 )
 from spectral.storage.circuit_definitions import stores_top1_copying
+from spectral.storage.insert import insert_snapshots
 from spectral.storage.layout import RunLayout
 from spectral.storage.reader import Run, open_run
 from spectral.storage.results import ResultsWriter
@@ -26,6 +27,7 @@ __all__ = [
     "checkpoint_name",
     "dataset_table",
     "find_newest_checkpoint",
+    "insert_snapshots",
     "list_checkpoints",
     "load_checkpoint",
     "open_run",

@@ -41,6 +41,9 @@ from spectral.storage.schema import (
 )
 from spectral.storage.values import stored_value
 
+INSERTED = "inserted_steps"
+"""Attribute of the root: steps of all snapshots that were measured later, ascending."""
+
 
 class ResultsWriter:
     """The one writer of a results file. Make it with `create` or `reopen`; close it, or use it as a context manager.
@@ -125,7 +128,10 @@ class ResultsWriter:
                     for groups, rows in zip(COUNTED_GROUPS.values(), old.rows, strict=True)
                 ]
                 layout = old.layout
-                file, temporary = new_file(target, layout, old.root, old.probes, old.attributes)
+                root = dict(old.root)
+                if INSERTED in root:
+                    root[INSERTED] = [int(step) for step in root[INSERTED] if step <= last_step]
+                file, temporary = new_file(target, layout, root, old.probes, old.attributes)
                 with discard_on_error(file, temporary, target):
                     copy_rows(old, file, temporary, target, kept)
             with discard_on_error(file, temporary, target):
@@ -137,6 +143,13 @@ class ResultsWriter:
         """Rows of `/train`, of every snapshot group and of `/causal` that a reader may see."""
         train, snapshots, causal = self._committed
         return train, snapshots, causal
+
+    @property
+    def committed_by_run(self) -> tuple[int, int, int]:
+        """`committed` without the snapshots that `insert_snapshots` added: what the run's checkpoints count."""
+        train, snapshots, causal = self._committed
+        inserted = self._file.attrs.get(INSERTED, ()) if self._file is not None else ()
+        return train, snapshots - sum(int(step) <= self._last_steps[1] for step in inserted), causal
 
     @property
     def last_steps(self) -> tuple[int, int, int]:

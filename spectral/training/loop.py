@@ -22,7 +22,7 @@ from spectral.data import DataSource
 from spectral.detection import OnlineEvent, RunVerdict
 from spectral.detection.signals import signal_values
 from spectral.errors import CheckpointError, NonFiniteError, ResultsFileError, UserError
-from spectral.models import Transformer, next_token_criterion, next_token_logits, next_token_loss
+from spectral.models import Transformer
 from spectral.storage import (
     ResultsWriter,
     RunDirectory,
@@ -33,6 +33,7 @@ from spectral.storage import (
     save_checkpoint,
 )
 from spectral.training.curvature_row import CurvatureMeter, Notice
+from spectral.training.dense_window import DenseWindow
 from spectral.training.measure import CausalMeter, ProbeMeter
 from spectral.training.monitor import SpectralMonitor
 from spectral.training.progress import Progress
@@ -47,12 +48,12 @@ from spectral.training.row import Row
 from spectral.training.setup import (
     choose_compile,
     curvature_settings,
+    curvature_subject,
     make_detector,
     make_deterministic,
     make_optimizer,
     select_device,
 )
-from spectral.training.spectrum import Subject
 from spectral.training.update import rate_of, training_update
 
 
@@ -108,6 +109,7 @@ class Trainer:
         self.completed = 0
         self._stop_at = config.num_steps
         self._marked: set[int] = set()
+        self._dense = DenseWindow(config)
         self._snapshots = frozenset(config.snapshot_steps())
         self._causal_steps = frozenset(config.causal_steps())
         self._probes = ProbeMeter(config, self.source)
@@ -179,7 +181,7 @@ class Trainer:
                 self._require_finite(loss, norm)
             if logged:
                 self._log(loss, norm)
-            if step in self._snapshots or (last and self._snapshots):
+            if step in self._snapshots or (last and self._snapshots) or self._dense.due(step):
                 self._measure()
                 last = step >= self._stop_at
             self._measure_causes(last=last)
@@ -224,7 +226,7 @@ class Trainer:
         events: list[OnlineEvent] = []
 
         def detect(row: Row) -> Row:
-            if self.detector is None:
+            if self.detector is None or self.completed not in self._snapshots:
                 return {}
             values = {name: float(value) for name, value in signal_values(row.__getitem__, row).items()}
             events.extend(self.detector.update(self.completed, values))
@@ -236,6 +238,10 @@ class Trainer:
         self._lambda_1 = None if eigenvalues is None else float(eigenvalues[0])
         for event in events:
             self._announce(event)
+        if self._dense.note(events, self.completed):
+            self.directory.log_event("dense_window", step=self.completed, interval=self._dense.interval)
+            if self._progress is not None:
+                self._progress.message(f"step {self.completed}: snapshots every {self._dense.interval} steps from here")
 
     def _measure_causes(self, *, last: bool) -> None:
         """Store a row of `/causal` where one is due: as planned, at the end, and at a checkpoint of a transition.
@@ -289,7 +295,8 @@ class Trainer:
             "detector": None if self.detector is None else self.detector.state_dict(),
             "stop_at": self._stop_at,
             "marked": sorted(self._marked),
-            "committed": list(self.monitor.writer.committed),
+            "dense_window": self._dense.state_dict(),
+            "committed": list(self.monitor.writer.committed_by_run),
         }
         # A checkpoint must not outlive rows that it counts: rows of /train are forced to disk here.
         self.monitor.writer.set_status("running")
@@ -319,6 +326,7 @@ class Trainer:
         self.completed = self._saved = int(state["step"])
         self._stop_at = int(state["stop_at"])
         self._marked = set(state["marked"])
+        self._dense.load_state_dict(state["dense_window"])
         self.directory.log_event("resume", step=self.completed)
         return state
 
@@ -337,15 +345,7 @@ class Trainer:
             self._progress.message(f"warning: {text}")
 
     def _meter(self) -> CurvatureMeter:
-        subject = Subject(
-            model=self.model,
-            loss_fn=next_token_loss,
-            batch=self.source.curvature_probe.tokens,
-            optimizer=self.optimizer,
-            rate=lambda step: rate_of(self.config, step),
-            output_fn=next_token_logits,
-            criterion=next_token_criterion,
-        )
+        subject = curvature_subject(self.config, self.model, self.optimizer, self.source)
         return CurvatureMeter(subject, curvature_settings(self.config, self._n_parameters))
 
     @property
@@ -367,8 +367,8 @@ class Trainer:
             writer = ResultsWriter.reopen(path, last_step=self.completed if state is not None else -1)
         else:
             writer = create_results(path, config, self.source, meter, self._probes, self._causes)
-        if state is not None and list(writer.committed) != state["committed"]:
-            rows = writer.committed
+        if state is not None and list(writer.committed_by_run) != state["committed"]:
+            rows = writer.committed_by_run
             writer.close()
             msg = (
                 f"{path} has {rows[0]} training rows, {rows[1]} snapshots and {rows[2]} causal rows up to step "

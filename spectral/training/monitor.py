@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from spectral.curvature import Spectrum
 from spectral.curvature.backends import Backend
 from spectral.curvature.objective import LossFunction
-from spectral.detection import RunVerdict, detect_run
-from spectral.detection.signals import FAMILY_OF, LOG_SIGNALS, signal_values
-from spectral.storage import ResultsWriter, Run, RunDirectory, RunLayout, open_run
+from spectral.detection import RunVerdict
+from spectral.storage import ResultsWriter, RunDirectory, RunLayout, open_run
 from spectral.training.curvature_row import CurvatureMeter, Notice, curvature_attributes, curvature_layout
+from spectral.training.judge import judge_run, verdict_document
 from spectral.training.row import Row
 from spectral.training.spectrum import CurvatureSettings, Subject
 from spectral.version import __version__
@@ -280,9 +280,10 @@ class SpectralMonitor:
         verdict = None
         try:
             if status == "finished" and judge:
-                verdict = self.verdict()
-                if verdict is not None:
-                    self.directory.write_json("transitions.json", verdict.to_dict())
+                with open_run(self.directory.path) as run:
+                    verdict = judge_run(run, significance=self._significance)
+                    if verdict is not None:
+                        self.directory.write_json("transitions.json", verdict_document(run, verdict))
             self.writer.set_status(status)
             if status != "interrupted":  # whoever interrupts a run knows its step and says so
                 self.directory.log_event("finish" if status == "finished" else status, step=self.writer.last_steps[1])
@@ -304,21 +305,6 @@ def _warn(notice: Notice) -> None:
     """Tell a user who has no progress display."""
     if not notice.routine:
         warnings.warn(notice.text, RuntimeWarning, stacklevel=2)
-
-
-def judge_run(run: Run, *, significance: float = 0.01) -> RunVerdict | None:
-    """Run the offline detector over every signal a run holds; None when it holds no snapshot."""
-    if len(run.steps) == 0:
-        return None
-    signals = signal_values(run.read, run.datasets())
-    return detect_run(
-        run.steps,
-        signals,
-        {name: FAMILY_OF[name] for name in signals},
-        significance=significance,
-        seed=int(run.config.get("seed", 0)),
-        log_signals=LOG_SIGNALS & set(signals),
-    )
 
 
 def run_attributes(config: Mapping[str, Any], *, n_parameters: int, device: str) -> dict[str, Any]:

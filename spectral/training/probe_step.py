@@ -17,12 +17,11 @@ Sources: Gur-Ari, Roberts, Dyer 2018, "Gradient descent happens in a tiny subspa
 it goes on.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +47,7 @@ from spectral.training.restore import (
     environment_differences,
     find_origin,
     read_run_config,
+    run_conditions,
 )
 from spectral.training.setup import make_deterministic, select_device
 from spectral.training.spectrum import CurvatureSettings, take_spectrum
@@ -309,7 +309,7 @@ def probe_step(
     origin = find_origin(path, config, step, from_start=from_start, map_location=place)
     settings = {"n_steps": n_steps, "k": k, "refresh": refresh, "measure_interval": measure_interval}
     settings["seed"] = config.seed if seed is None else seed
-    with _conditions(config, origin, place):
+    with run_conditions(config, origin, place):
         display = None if progress is None else progress(step - origin.step + len(VARIANTS) * n_steps)
         if display is not None:
             display.start(0)
@@ -569,19 +569,6 @@ def _write(model: Transformer, weights: Tensor) -> None:
 def _share(vector: Tensor, inside: Tensor) -> float:
     whole = float(vector.square().sum())
     return min(float(inside.square().sum()) / whole, 1.0) if whole > 0 else math.nan
-
-
-@contextlib.contextmanager
-def _conditions(config: RunConfig, origin: Origin, device: torch.device) -> Iterator[None]:
-    """Compute with the run's number of threads; threads and global random state are put back afterwards."""
-    threads = torch.get_num_threads()
-    wanted = origin.environment.get("threads", config.n_threads) or threads
-    try:
-        torch.set_num_threads(int(wanted))
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _check_arguments(path: Path, config: RunConfig, step: int, **arguments: int) -> None:

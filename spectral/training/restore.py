@@ -4,8 +4,10 @@ Training is a function of (configuration, step), so the state after step S is th
 updates between them, done again: bit for bit the same on the same machine, PyTorch and number of threads.
 """
 
+import contextlib
 import copy
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,19 @@ def find_origin(
         )
         raise CheckpointError(msg)
     return Origin(step=0, checkpoint=None, state=None, environment=_later_environment(found), skipped=tuple(skipped))
+
+
+@contextlib.contextmanager
+def run_conditions(config: RunConfig, origin: Origin, device: torch.device) -> Iterator[None]:
+    """Compute with the run's number of threads; threads and global random state are put back afterwards."""
+    threads = torch.get_num_threads()
+    wanted = origin.environment.get("threads", config.n_threads) or threads
+    try:
+        torch.set_num_threads(int(wanted))
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Replica:

@@ -13,9 +13,10 @@ from spectral.detection import OnlineDetector
 from spectral.detection.signals import FAMILY_OF, LOG_SIGNALS
 from spectral.detection.thresholds import LEVELS
 from spectral.errors import ConfigError
-from spectral.models import Transformer
+from spectral.models import Transformer, next_token_criterion, next_token_logits, next_token_loss
 from spectral.training.parameter_blocks import spectrum_blocks
-from spectral.training.spectrum import CurvatureSettings
+from spectral.training.spectrum import CurvatureSettings, Subject
+from spectral.training.update import rate_of
 
 # What `--compile auto` reckons with. Round figures and no measurement: a resumed run must decide as the first one did.
 CPU_FLOPS = 20e9
@@ -121,6 +122,21 @@ def curvature_settings(config: RunConfig, n_parameters: int) -> CurvatureSetting
         trace_products=config.trace_products,
         block_spectra=config.block_spectra,
         block_top_k=config.block_top_k,
+    )
+
+
+def curvature_subject(
+    config: RunConfig, model: Transformer, optimizer: torch.optim.Optimizer, source: DataSource
+) -> Subject:
+    """Return whose Hessian a run measures: its loss on its curvature probe."""
+    return Subject(
+        model=model,
+        loss_fn=next_token_loss,
+        batch=source.curvature_probe.tokens,
+        optimizer=optimizer,
+        rate=lambda step: rate_of(config, step),
+        output_fn=next_token_logits,
+        criterion=next_token_criterion,
     )
 
 

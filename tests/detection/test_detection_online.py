@@ -171,7 +171,7 @@ def test_thresholds_rise_with_length_and_strictness():
 
 
 def test_stored_thresholds_hold_on_fresh_null_curves():
-    from spectral.detection.calibration import run_maxima
+    from spectral.detection.online_calibration import run_maxima
     from spectral.detection.thresholds import threshold
 
     h = threshold(50, 0.05)

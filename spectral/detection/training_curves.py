@@ -1,0 +1,165 @@
+"""More labelled curves: what training does to a curve without any transition, and skewed or noisy transitions.
+
+Same convention as `families.py`: (t, rng) -> (noisy curve, (onset, midpoint, end) or None). Learning-rate schedules
+bend curves, evaluation noise shrinks as an accuracy saturates, losses spike and decay, and wide changes are no jumps.
+"""
+
+import numpy as np
+
+from spectral.detection.families import Family, Truth, _basic_place, _crossings, _hard_place, _noise, ar1
+from spectral.detection.statistic import Array, sigmoid
+
+HEAVY_TAIL_DEGREES = 2.5
+
+
+def heavy_tails(n: int, sd: float, rng: np.random.Generator) -> Array:
+    """Return [n] independent Student t noise with 2.5 degrees of freedom, scaled to a marginal sd of `sd`."""
+    scale = np.sqrt(HEAVY_TAIL_DEGREES / (HEAVY_TAIL_DEGREES - 2))
+    return np.asarray(sd * rng.standard_t(HEAVY_TAIL_DEGREES, n) / scale, dtype=np.float64)
+
+
+def ar_drift(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """A slow trend under AR(1) noise with coefficient 0.85-0.98."""
+    y = rng.uniform(-0.5, 0.5) * t + ar1(len(t), rng.uniform(0.85, 0.98), rng.uniform(0.02, 0.1), rng)
+    return y, None
+
+
+def drifting_walk(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """A random walk with drift and heavy-tailed increments."""
+    return np.cumsum(rng.normal(0, 0.005) + heavy_tails(len(t), 0.02, rng)), None
+
+
+def smoothed_walk(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """A random walk seen through a moving average of 5 snapshots: even its slope wanders."""
+    walk = np.cumsum(rng.normal(0, 0.02, len(t) + 4))
+    return np.convolve(walk, np.full(5, 0.2), mode="valid"), None
+
+
+def plateau(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """A drop within the first 1-5 % of the run, then a plateau."""
+    return np.exp(-t / rng.uniform(0.005, 0.02)) + _noise(t, rng), None
+
+
+def periodic(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """A sine of 1.5-12 periods on a trend."""
+    wave = rng.uniform(0.1, 0.5) * np.sin(2 * np.pi * (rng.uniform(1.5, 12) * t + rng.uniform()))
+    return rng.uniform(0, 1) * t + wave + _noise(t, rng), None
+
+
+def decaying_spikes(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """A learning curve with 1-3 sharp rises that decay within 0.5-4 % of the run."""
+    y = np.exp(-t / rng.uniform(0.1, 0.4)) + _noise(t, rng, 0.04)
+    for _ in range(rng.integers(1, 4)):
+        after = t - rng.uniform(0.1, 0.95)
+        decay = np.exp(-np.maximum(after, 0) / rng.uniform(0.005, 0.04))
+        y = y + rng.uniform(0.4, 1.2) * np.where(after >= 0, decay, 0)
+    return y, None
+
+
+def warmup_kink(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """Loss under a linear warm-up of 2-15 % of the run: quadratic progress first, an exponential after it."""
+    warm, tau = rng.uniform(0.02, 0.15), rng.uniform(0.08, 0.4)
+    passed = np.where(t < warm, t**2 / (2 * warm), t - warm / 2)
+    return np.exp(-passed / tau) + _noise(t, rng, 0.04), None
+
+
+def cosine_schedule(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """Loss whose progress follows the integral of a cosine schedule; its noise shrinks with the rate."""
+    passed = (t + np.sin(np.pi * t) / np.pi) / 2
+    rate = (1 + np.cos(np.pi * t)) / 2
+    y = (1 + passed / rng.uniform(0.02, 0.2)) ** -rng.uniform(0.3, 1)
+    return y + _noise(t, rng, 0.04) * (0.3 + rate), None
+
+
+def step_decay(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """Loss at a learning rate that is cut once: the slope changes in a kink, the level does not jump."""
+    cut, late = rng.uniform(0.3, 0.7), rng.uniform(0.1, 0.5)
+    passed = np.minimum(t, cut) + late * np.maximum(t - cut, 0)
+    return np.exp(-passed / rng.uniform(0.2, 0.6)) + _noise(t, rng, 0.04), None
+
+
+def shrinking_noise(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """Accuracy that saturates exponentially, counted on 64-512 examples: noise shrinks near 1."""
+    p = 1 - 0.9 * np.exp(-t / rng.uniform(0.08, 0.4))
+    n = int(rng.integers(64, 513))
+    return rng.binomial(n, p) / n, None
+
+
+def heavy_noise(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """A straight line under Student t noise."""
+    return rng.uniform(0, 1) * t + heavy_tails(len(t), rng.uniform(0.02, 0.1), rng), None
+
+
+def heavy_exponential(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """1 - exp(-t / tau) under Student t noise."""
+    return 1 - np.exp(-t / rng.uniform(0.05, 0.4)) + heavy_tails(len(t), rng.uniform(0.01, 0.05), rng), None
+
+
+def gradual(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """S of width 0.16-0.4: a change, but no abrupt one."""
+    return sigmoid(t, rng.uniform(0.3, 0.7), rng.uniform(0.16, 0.4)) + _noise(t, rng, 0.04), None
+
+
+def borderline(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """S of width 0.12-0.16: just wider than what counts as abrupt."""
+    return sigmoid(t, rng.uniform(0.3, 0.7), rng.uniform(0.12, 0.16)) + _noise(t, rng, 0.04), None
+
+
+def hill_step(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """t^k / (t^k + m^k), skewed towards late times, on a trend."""
+    m, w = _hard_place(rng)
+    k = 4.394 * m / w
+
+    def part(x: Array) -> Array:
+        return np.asarray(1 / (1 + np.exp(np.clip(-k * np.log(np.maximum(x, 1e-12) / m), -60, 60))), dtype=np.float64)
+
+    return part(t) + rng.uniform(-0.3, 0.3) * t + _noise(t, rng), _crossings(part)
+
+
+def heavy_step(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """S under Student t noise."""
+    m, w = _basic_place(rng)
+    y = sigmoid(t, m, w) + heavy_tails(len(t), rng.uniform(0.01, 0.05), rng)
+    return y, (m - w / 2, m, m + w / 2)
+
+
+def saturating_step(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """Accuracy counted on 64-512 examples along 0.1 + 0.85 S, after a slow rise."""
+    m, w = _hard_place(rng)
+    n = int(rng.integers(64, 513))
+    p = 0.05 + 0.1 * t + 0.8 * sigmoid(t, m, w)
+    return rng.binomial(n, p) / n, (m - w / 2, m, m + w / 2)
+
+
+def two_steps(t: Array, rng: np.random.Generator) -> tuple[Array, list[Truth]]:
+    """Two steps of the same sign, 0.2-0.5 of the run apart; returns both truths, ascending."""
+    first = rng.uniform(0.15, 0.4)
+    places = (first, first + rng.uniform(0.2, 0.5))
+    y, truths = _noise(t, rng, 0.04), []
+    for m in places:
+        w = rng.uniform(0.01, 0.06)
+        y = y + rng.uniform(0.6, 1) * sigmoid(t, m, w)
+        truths.append((m - w / 2, m, m + w / 2))
+    return y, truths
+
+
+TRAINING_NULL: dict[str, Family] = {
+    f.__name__: f
+    for f in (
+        ar_drift,
+        drifting_walk,
+        smoothed_walk,
+        plateau,
+        periodic,
+        decaying_spikes,
+        warmup_kink,
+        cosine_schedule,
+        step_decay,
+        shrinking_noise,
+        heavy_noise,
+        heavy_exponential,
+        gradual,
+        borderline,
+    )
+}
+TRAINING_ABRUPT: dict[str, Family] = {f.__name__: f for f in (hill_step, heavy_step, saturating_step)}
