@@ -15,7 +15,6 @@ DENSIFY_FLAGS = {
     "from_step": "first step of the window, with to_step",
     "to_step": "last step of the window",
     "interval": "steps between snapshots in the window; 0 = a tenth of the run's eigen_interval",
-    "from_start": "where no checkpoint is early enough, repeat the run from its initialisation",
     "quiet": "no progress output",
 }
 
@@ -30,6 +29,7 @@ def _densify(arguments: list[str]) -> int:
     chosen = parse_or_raise(_parser(), with_underscores(arguments))
     if chosen.around_transition == (chosen.from_step is not None or chosen.to_step is not None):
         raise ConfigError(["name one window: --around_transition, or --from_step with --to_step"])
+    from spectral.storage import open_run
     from spectral.training import Progress
     from spectral.training.densify import densify as compute
     from spectral.training.memory import keep_freed_memory
@@ -40,7 +40,6 @@ def _densify(arguments: list[str]) -> int:
         start=chosen.from_step,
         end=chosen.to_step,
         interval=chosen.interval,
-        from_start=chosen.from_start,
         progress=None if chosen.quiet else Progress,
     )
     n = len(done.compared)
@@ -49,23 +48,24 @@ def _densify(arguments: list[str]) -> int:
         f"{done.run}: {len(done.steps)} snapshots added from step {done.start} to {done.end}, every {done.interval} "
         f"steps, {done.n_products} products; replayed from {done.origin}, {equal}"
     )
-    if done.verdict is not None:
-        print(describe_verdict(done.verdict.to_dict()))
+    with open_run(done.run) as run:
+        if run.transitions:
+            print(describe_verdict(run.transitions))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="spectral densify",
-        description="Replay a window of a finished run from the newest checkpoint before it, with a snapshot every few "
-        "steps, put the new snapshots among the stored ones and judge the run again. Stored snapshots stay as they "
-        "are; nothing is written unless the replay reproduces them bit for bit.",
+        description="Replay a window of a finished run from the newest checkpoint before it, or from the "
+        "initialisation where there is none, with a snapshot every few steps; put the new snapshots among the stored "
+        "ones and judge the run again. Stored snapshots stay as they are; nothing is written unless the replay "
+        "reproduces them bit for bit.",
     )
     parser.add_argument("run", help="folder of a finished run, for example runs/demo")
     parser.add_argument("--around_transition", action="store_true", help=DENSIFY_FLAGS["around_transition"])
     parser.add_argument("--from_step", type=int, default=None, help=DENSIFY_FLAGS["from_step"])
     parser.add_argument("--to_step", type=int, default=None, help=DENSIFY_FLAGS["to_step"])
     parser.add_argument("--interval", type=int, default=0, help=DENSIFY_FLAGS["interval"])
-    parser.add_argument("--from_start", action="store_true", help=DENSIFY_FLAGS["from_start"])
     parser.add_argument("--quiet", action="store_true", help=DENSIFY_FLAGS["quiet"])
     return parser

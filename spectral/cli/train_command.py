@@ -97,7 +97,10 @@ def _run(config: RunConfig, directory: Any, command: dict[str, Any], *, resume: 
     share = outcome.measuring_seconds / outcome.seconds if outcome.seconds > 0 else 0.0
     print(f"{path}: {outcome.step} steps in {outcome.seconds:.0f} s, {share:.0%} of it measuring")
     if outcome.verdict is not None:
-        print(describe_verdict(outcome.verdict.to_dict()))
+        from spectral.storage import open_run
+
+        with open_run(path) as run:
+            print(describe_verdict(run.transitions))
     print(f"figures: python visualize_results.py {path}")
     return 0
 

@@ -3,9 +3,10 @@
     spectral densify runs/demo --around_transition
 
 A transition that lasts a few snapshots cannot be resolved by them. Weights and batches are functions of the checkpoint
-and of the step, so the window can be walked through again from the newest checkpoint before it, with a snapshot every
-few steps. At stored steps on the way the replayed model has to give the stored behaviour bit for bit; only then is
-anything written. The step axis of the run is irregular afterwards; its detector verdict is computed again on it.
+and of the step, so the window can be walked through again from the newest checkpoint before it, or from the
+initialisation where there is none, with a snapshot every few steps. At stored steps on the way the replayed model has
+to give the stored behaviour bit for bit; only then is anything written. The step axis of the run is irregular
+afterwards; its detector verdict is computed again on it.
 
 What an inserted row leaves missing: the columns that relate a snapshot to the run's own snapshot before it
 (identities and overlaps of eigenvectors, crossings, audits) and the online detector's statistics.
@@ -78,7 +79,6 @@ def densify(
     start: int | None = None,
     end: int | None = None,
     interval: int = 0,
-    from_start: bool = False,
     progress: Callable[[int], Progress] | None = None,
 ) -> Densified:
     """Measure a window of a finished run more densely, store the rows and judge the run again.
@@ -88,13 +88,12 @@ def densify(
         start, end: the window in steps; both None = around the detected transition, its length again on either side
             and two snapshots more.
         interval: steps between snapshots in the window; 0 = a tenth of the run's.
-        from_start: where no checkpoint is early enough, replay from the initialisation.
         progress: makes the display from the number of updates to do; None = silent.
 
     Raises:
         ConfigError: an argument that cannot be, or no transition to go around.
         RunDirectoryError: no finished run there, or one that this machine does not reproduce bit for bit.
-        CheckpointError: no usable checkpoint at or before the window.
+        CheckpointError: a checkpoint of another run.
         ResultsFileError: the file is damaged or could not be written; it is then as it was.
     """
     path = Path(run_path)
@@ -115,7 +114,7 @@ def densify(
         place = select_device(config.device)
         make_deterministic(place)
         source = DataSource(config, place)
-        origin = find_origin(path, config, start, from_start=from_start, map_location=place)
+        origin = find_origin(path, config, start, from_start=True, map_location=place)
         last = max(wanted)
         display = None if progress is None else progress(last - origin.step)
         try:

@@ -23,6 +23,7 @@ CPU_FLOPS = 20e9
 SAVED_GRADIENTS = 0.8  # per product, in units of a gradient's price: about 2.1 eager, 1.3 compiled
 PRODUCTS_PER_SNAPSHOT = 50
 COMPILE_SECONDS = 45.0
+ONLINE_FACTOR = 5.0  # online level of one signal, in units of the run's
 LEAST_GAIN = 3.0  # times what compiling costs
 CACHED_PATTERN_BYTES = 2 * 2**20  # attention patterns of one piece that stay in a core's cache
 
@@ -225,5 +226,9 @@ def make_detector(config: RunConfig) -> OnlineDetector | None:
 
 
 def online_significance(config: RunConfig) -> float:
-    """Return the run's significance, moved into the range for which online thresholds are calibrated."""
-    return min(max(config.significance, min(LEVELS)), max(LEVELS))
+    """Return the level at which each signal is watched during a run.
+
+    Five times that of the final verdict, inside the calibrated range: an alarm needs two families, and waiting for a
+    signal to pass at 0.01 costs tens of snapshots where the noise before the change is not yet known.
+    """
+    return min(max(ONLINE_FACTOR * config.significance, min(LEVELS)), max(LEVELS))

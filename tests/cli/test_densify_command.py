@@ -92,14 +92,10 @@ def test_a_densified_run_still_resumes_and_can_be_densified_again(copy, capsys):
         assert file["behaviour/loss"][()].tobytes() == losses[np.isin(steps, [0, 6, 12, 18, 24])].tobytes()
 
 
-def test_without_an_early_checkpoint_it_says_so_and_can_repeat_from_the_start(copy, capsys):
+def test_without_an_early_checkpoint_it_repeats_the_run_from_the_start(copy, capsys):
     for path in (copy / "checkpoints").glob("step_00000000[06]*"):
         path.unlink()
-    before = (copy / "results.h5").read_bytes()
-    assert densify(copy, "--from_step", 7, "--to_step", 8, "--interval", 1, "--quiet") == 2
-    assert "--from_start" in capsys.readouterr().err
-    assert (copy / "results.h5").read_bytes() == before
-    assert densify(copy, "--from_step", 7, "--to_step", 8, "--interval", 1, "--quiet", "--from_start") == 0
+    assert densify(copy, "--from_step", 7, "--to_step", 8, "--interval", 1, "--quiet") == 0
     assert "the initialisation, 2 stored snapshots" in capsys.readouterr().out
 
 
