@@ -31,6 +31,13 @@ from spectral.data.probes import (
 from spectral.data.repeated import repeated_blocks
 from spectral.data.source import DataSource
 from spectral.data.text import ByteCorpus, repeats_last_successor
+from spectral.data.word_law import (
+    chain_entropy_rate,
+    longer_words,
+    occupation_law,
+    occupation_laws_by_start,
+    word_rows,
+)
 
 __all__ = [
     "CIRCUIT_PROBES",
@@ -41,14 +48,18 @@ __all__ = [
     "TokenBatch",
     "attention_probe",
     "behaviour_probe",
+    "chain_entropy_rate",
     "chain_probe",
     "circuit_probe",
     "context_codes",
     "curvature_probe",
     "dirichlet",
     "entropy_rate",
+    "longer_words",
     "markov_chains",
     "no_repeat_sequences",
+    "occupation_law",
+    "occupation_laws_by_start",
     "period_probe",
     "period_range",
     "planted_patterns",
@@ -59,4 +70,5 @@ __all__ = [
     "repeats_last_successor",
     "shuffled_segments",
     "stationary_distribution",
+    "word_rows",
 ]

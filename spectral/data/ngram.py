@@ -6,11 +6,13 @@ the successor at a uniformly chosen earlier visit of the same context with proba
 earlier visits, and a uniform token otherwise (Blackwell and MacQueen 1973, "Ferguson distributions via Polya urn
 schemes"). That gives exactly the same distribution of sequences at a cost that does not grow with the table. Where
 the tables are asked for, they are drawn from their posterior Dirichlet(alpha + transition counts), which makes tables
-and sequences jointly distributed as if the tables had been drawn first.
+and sequences jointly distributed as if the tables had been drawn first. A stationary start does depend on the table; it
+alone is drawn the other way round.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spectral.data.batch import TokenBatch
+from spectral.data.word_law import occupation_law, word_rows
+
+Start = Literal["uniform", "stationary"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,6 +48,7 @@ def markov_chains(
     generator: torch.Generator,
     device: torch.device | str,
     return_tables: bool = False,
+    start: Start = "uniform",
 ) -> MarkovBatch:
     """Draw sequences from Markov chains with one random transition table per sequence.
 
@@ -53,13 +59,14 @@ def markov_chains(
         batch_size: number of sequences.
         seq_length: tokens per sequence.
         vocab_size: V, number of states.
-        parents: lags that the next token depends on: token s depends on tokens s - lag. The first max(parents) tokens
-            are uniform.
+        parents: lags that the next token depends on: token s depends on tokens s - lag.
         alpha: Dirichlet concentration of every row, > 0; small = nearly deterministic chains.
         generator: source of all draws.
         device: where the result lives.
         return_tables: also draw the tables, V ** (len(parents) + 1) numbers per sequence. The tokens do not depend on
             this option.
+        start: law of the first max(parents) tokens: `uniform`, or `stationary`: the long-run law of the chain, see
+            `spectral.data.word_law`, which needs V ** max(parents) <= 4096.
 
     Raises:
         ValueError: sizes that cannot be met; the message names the value, the rule and the remedy.
@@ -71,16 +78,28 @@ def markov_chains(
     if not alpha > 0:
         msg = f"alpha is {alpha}; a Dirichlet concentration must be positive"
         raise ValueError(msg)
+    if start not in ("uniform", "stationary"):
+        msg = f"start is {start!r}; use uniform or stationary"
+        raise ValueError(msg)
     # Drawn time first: the walk reads one contiguous row per step.
     shape = (seq_length, batch_size)
     uniform = torch.rand(shape, dtype=torch.float64, generator=generator, device=generator.device)
     fresh = torch.randint(0, vocab_size, shape, generator=generator, device=generator.device)
     # Why on the host: each step depends on the one before and does next to no work, so a kernel launch per operation
     # would cost several times as much as NumPy does.
-    walked, seen = _urn_walk(uniform.cpu().numpy(), fresh.cpu().numpy(), vocab_size, lags, alpha)
+    draws, tables = uniform.cpu().numpy(), None
+    if start == "stationary":
+        n_contexts = vocab_size ** len(lags)
+        concentration = torch.full((batch_size, n_contexts, vocab_size), alpha, dtype=torch.float64)
+        tables = dirichlet(concentration.to(generator.device), generator=generator).cpu()
+        walked, seen = _table_walk(draws, tables, lags)
+    else:
+        walked, seen = _urn_walk(draws, fresh.cpu().numpy(), vocab_size, lags, alpha)
     tokens = torch.from_numpy(walked.T.copy())
     predictable = torch.from_numpy(seen[1:].T.copy()).to(device)
-    tables = _posterior_tables(tokens, vocab_size, lags, alpha, generator).to(device) if return_tables else None
+    if return_tables and tables is None:
+        tables = _posterior_tables(tokens, vocab_size, lags, alpha, generator)
+    tables = tables.to(device) if return_tables and tables is not None else None
     return MarkovBatch(
         tokens=tokens.to(device), predictable=predictable, boundary=torch.zeros_like(predictable), tables=tables
     )
@@ -192,6 +211,31 @@ def _urn_walk(
         history[first + n_visits] = drawn
         count[cell] = n_visits + 1
         tokens[s], seen[s] = drawn, n_visits > 0
+    return tokens, seen
+
+
+def _table_walk(
+    uniform: NDArray[np.float64], tables: Float64[Tensor, "batch context vocab"], lags: tuple[int, ...]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Walk all sequences through known tables from their long-run law; returns as `_urn_walk`."""
+    seq_length, batch_size = uniform.shape
+    reach, vocab_size = max(lags), tables.shape[-1]
+    rows = word_rows(tables, parents=lags)
+    word_cdf = occupation_law(rows).cumsum(-1).numpy()
+    cdf, visited = tables.cumsum(-1).numpy(), np.zeros(tables.shape[:2], dtype=np.bool_)
+    tokens, seen = np.empty(uniform.shape, dtype=np.int64), np.zeros(uniform.shape, dtype=np.bool_)
+    row = np.arange(batch_size)
+    # The last entry of a cumulated row may stand a rounding error below 1; a draw above it takes the last symbol.
+    word = np.minimum((word_cdf <= uniform[0, :, None]).sum(-1), word_cdf.shape[1] - 1)
+    for s in range(reach):
+        tokens[s] = word // vocab_size ** (reach - 1 - s) % vocab_size
+    for s in range(reach, seq_length):
+        context = np.zeros(batch_size, dtype=np.int64)
+        for lag in lags:
+            context = context * vocab_size + tokens[s - lag]
+        tokens[s] = np.minimum((cdf[row, context] <= uniform[s, :, None]).sum(-1), vocab_size - 1)
+        seen[s] = visited[row, context]
+        visited[row, context] = True
     return tokens, seen
 
 

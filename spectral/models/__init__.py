@@ -1,5 +1,13 @@
 """Models whose curvature and circuits the suite measures."""
 
+from spectral.models.disentangled import (
+    DisentangledTransformer,
+    FullDisentangledTransformer,
+    head_subsets,
+    subset_products,
+    window_offsets,
+)
+from spectral.models.last_token import LastTokenLoss, last_token_criterion, last_token_loss, last_token_losses
 from spectral.models.transformer import (
     Transformer,
     next_token_criterion,
@@ -8,4 +16,19 @@ from spectral.models.transformer import (
     rotary_angles,
 )
 
-__all__ = ["Transformer", "next_token_criterion", "next_token_logits", "next_token_loss", "rotary_angles"]
+__all__ = [
+    "DisentangledTransformer",
+    "FullDisentangledTransformer",
+    "LastTokenLoss",
+    "Transformer",
+    "head_subsets",
+    "last_token_criterion",
+    "last_token_loss",
+    "last_token_losses",
+    "next_token_criterion",
+    "next_token_logits",
+    "next_token_loss",
+    "rotary_angles",
+    "subset_products",
+    "window_offsets",
+]
