@@ -14,3 +14,10 @@ import torch
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_again():
+    """Undo what a run with another number of threads left behind."""
+    yield
+    torch.set_num_threads(1)

@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from spectral.curvature.conditions import exact_arithmetic
 from spectral.curvature.objective import LossFunction, Objective
 from spectral.curvature.parameters import ParameterVector
+from spectral.curvature.sums import joint_norm
 
 # How far compiled and eager results may lie apart, relative to their norm. Another order of summation moves float32
 # results by about 1e-6; a wrong derivative moves them by far more.
@@ -115,8 +116,9 @@ class CompiledProduct:
     def agrees(self, what: str, found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
         """Compare compiled with eager results; on disagreement warn and give the compiled ones up for good."""
         wanted = [part.detach() for part in expected]
-        difference, norm = _norm([f - w for f, w in zip(found, wanted, strict=True)]), _norm(wanted)
-        relative = difference / norm if norm > 0 else difference
+        difference = float(joint_norm([f - w for f, w in zip(found, wanted, strict=True)]))
+        length = float(joint_norm(wanted))
+        relative = difference / length if length > 0 else difference
         self.largest_disagreement = max(self.largest_disagreement, relative)
         tolerance = AGREEMENT.get(expected[0].dtype, AGREEMENT[torch.float32])
         if relative <= tolerance:  # NaN is no agreement
@@ -296,10 +298,6 @@ def _captured(
         return [result.clone() for result in results]
 
     return replay
-
-
-def _norm(parts: Sequence[Tensor]) -> float:
-    return float(torch.stack([part.double().norm() for part in parts]).norm())
 
 
 def _first_line(error: BaseException) -> str:

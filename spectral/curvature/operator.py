@@ -23,7 +23,7 @@ from spectral.curvature.compiled import CompiledProduct, Linearised
 from spectral.curvature.conditions import exact_arithmetic, explaining_missing_derivatives, measuring
 from spectral.curvature.objective import LossFunction, Objective, checked_loss
 from spectral.curvature.parameters import ParameterChoice, ParameterVector
-from spectral.curvature.sums import norm, products_with
+from spectral.curvature.sums import joint_norm, norm, products_with
 from spectral.errors import NonFiniteError
 from spectral.randomness import torch_generator
 
@@ -247,8 +247,8 @@ class HessianOperator(LossOperator):
         return agrees
 
     def _norm(self, parts: list[Tensor]) -> Tensor:
-        norm = torch.stack([part.detach().double().norm() for part in parts]).norm()
-        result: Tensor = norm.clamp_min(torch.finfo(self.dtype).tiny).to(self.dtype)
+        length = joint_norm([part.detach() for part in parts])
+        result: Tensor = length.clamp_min(torch.finfo(self.dtype).tiny).to(self.dtype)
         return result
 
     def _product(self, v: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ PyTorch adds up float32 terms in float32: over ten million of them a norm comes 
 of two rows 1e-2. Converting whole bases would need twice their memory, so pieces are converted one after the other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,11 @@ def norm(x: Tensor) -> Tensor:
     """Return the Euclidean norm of a vector as a float64 scalar on its device."""
     length: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
     return length
+
+
+def joint_norm(parts: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean norm of one vector that comes in parts, as a float64 scalar."""
+    return norm(torch.stack([norm(part) for part in parts]))
 
 
 def products_with(rows: Tensor, w: Tensor) -> Tensor:

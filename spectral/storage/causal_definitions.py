@@ -53,7 +53,6 @@ def causal_rows(layout: RunLayout) -> list[Row]:
 
 def _ablations(name: str, words: str, unit: str, chance: float) -> list[Row]:
     repeat = (("probe", "repeat"), ("means", "over no_repeat, per position"))
-    change = "ablated_minus_clean/v1"
     return [
         Row(
             f"clean_{name}",
@@ -65,35 +64,22 @@ def _ablations(name: str, words: str, unit: str, chance: float) -> list[Row]:
             definition=f"{name}/{'mean_nats' if unit == 'nats' else 'argmax_ties_shared'}/v1",
             extra=(("probe", "repeat"),),
         ),
-        Row(
-            f"remove_one_{name}",
-            f"Change of the {words} with this head removed",
-            unit,
-            ("mode", *HEAD),
-            chance=0.0,
-            range=UNBOUNDED if unit == "nats" else SIGNED_SHARE,
-            definition=f"remove_one/{name}/{change}",
-            extra=repeat,
-        ),
-        Row(
-            f"keep_only_{name}",
-            f"Change of the {words} with all other heads of the layer removed",
-            unit,
-            ("mode", *HEAD),
-            chance=0.0,
-            range=UNBOUNDED if unit == "nats" else SIGNED_SHARE,
-            definition=f"keep_only/{name}/{change}",
-            extra=repeat,
-        ),
-        Row(
-            f"remove_layer_{name}",
-            f"Change of the {words} with all heads of the layer removed",
-            unit,
-            ("mode", "layer"),
-            chance=0.0,
-            range=UNBOUNDED if unit == "nats" else SIGNED_SHARE,
-            definition=f"remove_layer/{name}/{change}",
-            extra=repeat,
+        *(
+            Row(
+                f"{what}_{name}",
+                f"Change of the {words} with {removed} removed",
+                unit,
+                ("mode", *dims),
+                chance=0.0,
+                range=UNBOUNDED if unit == "nats" else SIGNED_SHARE,
+                definition=f"{what}/{name}/ablated_minus_clean/v1",
+                extra=repeat,
+            )
+            for what, removed, dims in (
+                ("remove_one", "this head", HEAD),
+                ("keep_only", "all other heads of the layer", HEAD),
+                ("remove_layer", "all heads of the layer", ("layer",)),
+            )
         ),
         Row(
             f"redundancy_{name}",

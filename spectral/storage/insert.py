@@ -11,6 +11,7 @@ import numpy as np
 
 from spectral.storage.new_file import (
     Original,
+    copy_dataset,
     discard_on_error,
     exclusive,
     new_file,
@@ -94,13 +95,11 @@ def _merge(old: Original, new: h5py.File, target: Path, added: Mapping[str, np.n
     kept = old.rows[_SNAPSHOT]
     for spec in dataset_table(old.layout):
         counter = counter_of(spec.group)
-        total = len(order) if counter == _SNAPSHOT else old.rows[counter]
-        new[spec.path].resize(total, axis=0)
-        for start, stop in row_blocks(spec, total):
-            if counter != _SNAPSHOT:
-                with reading(target):
-                    new[spec.path][start:stop] = old.file[spec.path][start:stop]
-                continue
+        if counter != _SNAPSHOT:
+            copy_dataset(old, new, target, spec, old.rows[counter])
+            continue
+        new[spec.path].resize(len(order), axis=0)
+        for start, stop in row_blocks(spec, len(order)):
             block = order[start:stop]
             from_old = block < kept
             values = np.empty((len(block), *spec.row_shape), spec.dtype)

@@ -190,14 +190,17 @@ def copy_rows(source: Original, new: h5py.File, temporary: Path, target: Path, k
     """Copy the first rows of every group, `kept` per entry of `COUNTED_GROUPS`."""
     reserve_for_copy(source, new, temporary)
     for spec in dataset_table(source.layout):
-        rows = kept[counter_of(spec.group)]
-        new[spec.path].resize(rows, axis=0)
-        if spec.path in source.file:
-            for start, stop in row_blocks(spec, rows):
-                with reading(target):
-                    values = source.file[spec.path][start:stop]
-                new[spec.path][start:stop] = values
+        copy_dataset(source, new, target, spec, kept[counter_of(spec.group)])
     new["committed"][:] = kept
+
+
+def copy_dataset(source: Original, new: h5py.File, target: Path, spec: DatasetSpec, rows: int) -> None:
+    """Copy the first rows of one dataset."""
+    new[spec.path].resize(rows, axis=0)
+    for start, stop in row_blocks(spec, rows):
+        with reading(target):
+            values = source.file[spec.path][start:stop]
+        new[spec.path][start:stop] = values
 
 
 def row_blocks(spec: DatasetSpec, rows: int) -> Iterator[tuple[int, int]]:

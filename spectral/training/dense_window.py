@@ -10,6 +10,11 @@ FINER = 10  # snapshots in place of one
 WINDOW = 5  # intervals that a window lasts, counted from the last suspicion
 
 
+def dense_interval(config: RunConfig) -> int:
+    """Return the steps between dense snapshots: a tenth of the run's interval, at least 1."""
+    return max(1, config.eigen_interval // FINER)
+
+
 class DenseWindow:
     """Says at which steps beside the regular ones a snapshot is due.
 
@@ -25,7 +30,7 @@ class DenseWindow:
     def __init__(self, config: RunConfig) -> None:
         self._on = config.densify == "auto"
         self._length = WINDOW * config.eigen_interval
-        self.interval = max(1, config.eigen_interval // FINER)
+        self.interval = dense_interval(config)
         self.until = -1
         self._suspected: set[str] = set()
 

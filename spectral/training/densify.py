@@ -24,10 +24,11 @@ import numpy as np
 from spectral.config import RunConfig
 from spectral.data import DataSource
 from spectral.detection import RunVerdict
-from spectral.errors import ConfigError, NonFiniteError, RunDirectoryError
+from spectral.errors import ConfigError, RunDirectoryError
 from spectral.storage import RunDirectory, insert_snapshots, open_run
 from spectral.training.curvature_row import CurvatureMeter
-from spectral.training.judge import judge_run, verdict_document
+from spectral.training.dense_window import dense_interval
+from spectral.training.judge import write_verdict
 from spectral.training.measure import ProbeMeter
 from spectral.training.progress import Progress
 from spectral.training.restore import (
@@ -42,7 +43,6 @@ from spectral.training.restore import (
 from spectral.training.row import Row
 from spectral.training.setup import curvature_settings, curvature_subject, make_deterministic, select_device
 
-FINER = 10  # default: a tenth of the interval of the run
 TO_THE_PREVIOUS = ("track_id", "track_overlap", "crossings", "subspace_overlap", "eigenvector_overlap", "audit")
 COMPARED = ("behaviour/loss_by_position", "behaviour/induction_loss")
 
@@ -108,7 +108,7 @@ def densify(
             stored = {int(step) for step in run.steps}
             kept = {name: dict(zip(run.steps.tolist(), run.read(name), strict=True)) for name in COMPARED}
             start, end = _window(path, config, run.transitions, max(stored), start, end)
-        interval = interval or max(1, config.eigen_interval // FINER)
+        interval = interval or dense_interval(config)
         wanted = [s for s in range(start, end + 1) if (s % interval == 0 or s in (start, end)) and s not in stored]
         _check(path, interval, wanted, start, end)
         place = select_device(config.device)
@@ -126,10 +126,7 @@ def densify(
                 display.close()
         insert_snapshots(directory.results_path, rows)
         directory.log_event("densified", start=start, end=end, interval=interval, rows=len(rows), origin=origin.step)
-        with open_run(path) as run:
-            verdict = judge_run(run, significance=config.significance) if config.detect else None
-            if verdict is not None:
-                directory.write_json("transitions.json", verdict_document(run, verdict))
+        verdict = write_verdict(directory, significance=config.significance) if config.detect else None
     return Densified(
         run=path,
         start=start,
@@ -216,12 +213,9 @@ def _replay(
             pending.discard(step)
         if not pending:
             return rows, compared
-        loss, norm = replica.update()
-        if not math.isfinite(float(loss) + float(norm)):
-            msg = f"{path} diverges: loss or gradient are not finite after step {replica.completed - 1}; begin earlier"
-            raise NonFiniteError(msg)
+        loss = replica.replay(path)
         if display is not None:
-            display.update(replica.completed - origin.step, loss=float(loss))
+            display.update(replica.completed - origin.step, loss=loss)
 
 
 def _compare(path: Path, step: int, row: Row, stored: dict[str, dict[int, np.ndarray]]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from spectral.detection import RunVerdict, detect_run
 from spectral.detection.mechanism import Mechanism, judge_mechanism
 from spectral.detection.signals import FAMILY_OF, LOG_SIGNALS, signal_values
-from spectral.storage import Run
+from spectral.storage import Run, RunDirectory, open_run
 
 _SCORES, _FRACTIONS = "circuits/induction_score_corrected", "circuits/content_match_fraction"
 
@@ -54,6 +54,15 @@ def find_mechanism(run: Run, verdict: RunVerdict) -> Mechanism:
         assert verdict.end is not None
         at = min(at, int(np.searchsorted(run.steps, 2 * verdict.end - verdict.onset)))
     return judge_mechanism(run.read(_SCORES)[at], run.read(_FRACTIONS)[at], step=int(run.steps[at]))
+
+
+def write_verdict(directory: RunDirectory, *, significance: float) -> RunVerdict | None:
+    """Judge a run and store the verdict as its `transitions.json`; None and no file without a snapshot."""
+    with open_run(directory.path) as run:
+        verdict = judge_run(run, significance=significance)
+        if verdict is not None:
+            directory.write_json("transitions.json", verdict_document(run, verdict))
+    return verdict
 
 
 def verdict_document(run: Run, verdict: RunVerdict) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from spectral.curvature.objective import LossFunction
 from spectral.detection import RunVerdict
 from spectral.storage import ResultsWriter, RunDirectory, RunLayout, open_run
 from spectral.training.curvature_row import CurvatureMeter, Notice, curvature_attributes, curvature_layout
-from spectral.training.judge import judge_run, verdict_document
+from spectral.training.judge import judge_run, write_verdict
 from spectral.training.row import Row
 from spectral.training.spectrum import CurvatureSettings, Subject
 from spectral.version import __version__
@@ -280,10 +280,7 @@ class SpectralMonitor:
         verdict = None
         try:
             if status == "finished" and judge:
-                with open_run(self.directory.path) as run:
-                    verdict = judge_run(run, significance=self._significance)
-                    if verdict is not None:
-                        self.directory.write_json("transitions.json", verdict_document(run, verdict))
+                verdict = write_verdict(self.directory, significance=self._significance)
             self.writer.set_status(status)
             if status != "interrupted":  # whoever interrupts a run knows its step and says so
                 self.directory.log_event("finish" if status == "finished" else status, step=self.writer.last_steps[1])

@@ -48,10 +48,7 @@ class Progress:
 
     def message(self, text: str) -> None:
         """Print a line without disturbing the bar."""
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        else:
-            print(text, file=self._stream, flush=True)
+        say(text, bar=self._bar, stream=self._stream)
 
     def close(self) -> None:
         """End the bar."""
@@ -59,8 +56,20 @@ class Progress:
             self._bar.close()
 
     def _time_left(self, step: int) -> str:
-        done = step - self._initial
-        if done <= 0 or step >= self._total:
-            return ""
-        seconds = (time.monotonic() - self._started) / done * (self._total - step)
-        return f"{seconds / 60:.0f} min left" if seconds >= 120 else f"{seconds:.0f} s left"
+        return time_left(self._started, step - self._initial, self._total - step)
+
+
+def say(text: str, *, bar: "tqdm[None] | None", stream: TextIO) -> None:
+    """Print a line without disturbing the bar, if there is one."""
+    if bar is not None:
+        bar.write(text, file=stream)
+    else:
+        print(text, file=stream, flush=True)
+
+
+def time_left(started: float, done: int, left: int) -> str:
+    """Return in words how long `left` steps will take, if they go on as the `done` ones since `started` (monotonic)."""
+    if done <= 0 or left <= 0:
+        return ""
+    seconds = (time.monotonic() - started) / done * left
+    return f"{seconds / 60:.0f} min left" if seconds >= 120 else f"{seconds:.0f} s left"

@@ -6,6 +6,7 @@ updates between them, done again: bit for bit the same on the same machine, PyTo
 
 import contextlib
 import copy
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 
 from spectral.config import FIELD_NAMES, RunConfig
 from spectral.data import DataSource
-from spectral.errors import CheckpointError, ConfigError, RunDirectoryError
+from spectral.errors import CheckpointError, ConfigError, NonFiniteError, RunDirectoryError
 from spectral.models import Transformer
 from spectral.storage import RunDirectory, list_checkpoints, load_checkpoint
 from spectral.training.setup import make_optimizer
@@ -188,6 +189,14 @@ class Replica:
         result = training_update(self.model, self.optimizer, self.source, self.config, self.completed)
         self.completed += 1
         return result
+
+    def replay(self, run_path: Path) -> float:
+        """Do the next update and return the batch's loss before it; NaN or infinity raises `NonFiniteError`."""
+        loss, norm = self.update()
+        if not math.isfinite(float(loss) + float(norm)):
+            msg = f"{run_path} diverges: loss or gradient are not finite after step {self.completed - 1}; begin earlier"
+            raise NonFiniteError(msg)
+        return float(loss)
 
     def _load(self, weights: dict[str, Any], optimizer: dict[str, Any], completed: int) -> None:
         self.model.load_state_dict(weights)

@@ -26,14 +26,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    before = torch.get_num_threads()
-    monkeypatch.chdir(tmp_path)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     from spectral.cli import train

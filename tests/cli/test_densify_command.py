@@ -7,18 +7,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-import torch
 
 SMALL = ("--preset", "tiny", "--n_threads", "1", "--num_steps", "24", "--eigen_interval", "6", "--quiet")
 FLAGS = ("--checkpoint_interval", "6", "--keep_checkpoints", "0", "--track_top_k_eigenvalues", "2")
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    before = torch.get_num_threads()
-    monkeypatch.chdir(tmp_path)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,6 @@ import pytest
 SMALL = ("--preset", "tiny", "--n_threads", "1", "--num_steps", "8", "--eigen_interval", "4", "--quiet")
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     from spectral.cli import train

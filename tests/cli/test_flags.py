@@ -44,11 +44,6 @@ OTHER_VALUES = {name: str(value * 2 if isinstance(value, int) else value / 2) fo
 FLAGS = OTHER_VALUES | WITHOUT_PROMISED_DEFAULT
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def parse(*arguments):
     from spectral.cli import parse_train
 

@@ -15,14 +15,6 @@ SMALL = ("--preset", "tiny", "--n_threads", "1", "--num_steps", "8", "--eigen_in
 QUICK = ("--n_steps", "3", "--k", "2", "--refresh", "2", "--measure_interval", "2")
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    before = torch.get_num_threads()
-    monkeypatch.chdir(tmp_path)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     from spectral.cli import train

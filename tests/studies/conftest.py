@@ -5,16 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from constructed_models import measured
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from spectral.training.progress import say, time_left
+
 _LINES_PER_RUN = 10
 
 
@@ -39,10 +41,7 @@ class StudyProgress:
 
     def say(self, text: str) -> None:
         """Print a line without disturbing the bar."""
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        else:
-            print(text, file=self._stream, flush=True)
+        say(text, bar=self._bar, stream=self._stream)
 
     def close(self) -> None:
         """End the bar."""
@@ -67,7 +66,4 @@ class StudyProgress:
 
     def _time_left(self, run: str, step: int, total: int) -> str:
         begun, first = self._started[run]
-        if step <= first or step >= total:
-            return ""
-        seconds = (time.monotonic() - begun) / (step - first) * (total - step)
-        return f"{seconds / 60:.0f} min left" if seconds >= 120 else f"{seconds:.0f} s left"
+        return time_left(begun, step - first, total - step)
