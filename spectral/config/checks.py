@@ -120,6 +120,7 @@ def range_faults(config: "RunConfig") -> list[str]:
         "data": ("repeated", "patterns", "ngram", "text"),
         "positions": ("learned", "rotary", "none"),
         "period_per": ("sequence", "batch"),
+        "control": ("none", "no_repeats", "shuffled_targets"),
         "optimizer": ("adamw", "sgd"),
         "hessian_dtype": ("float32", "float64"),
         "eigen_backend": ("spectral", "scipy", "pyhessian"),
@@ -167,6 +168,8 @@ def combination_faults(config: "RunConfig") -> list[str]:
                 f"--max_prefix {config.max_prefix} + --max_period {config.max_period} leaves nothing to predict in "
                 f"--seq_length {config.seq_length}; give at least {config.max_prefix + config.max_period + 2} tokens"
             )
+    elif config.control != "none":
+        faults.append(f"--control {config.control} needs --data repeated, not {config.data}; drop one of them")
     if config.data == "patterns":
         faults.extend(_pattern_faults(config))
     if config.data == "ngram":

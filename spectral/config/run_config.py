@@ -33,6 +33,9 @@ class RunConfig:
         max_period: longest block of `data repeated`; equal to min_period = one fixed period. 0 = seq_length / 4.
         period_per: draw one period per `sequence` or one per `batch`.
         max_prefix: up to this many random tokens before the first block (`data repeated`); -1 = seq_length / 4.
+        control: train on what cannot form an induction head (`data repeated`): `no_repeats` = independent tokens,
+            `shuffled_targets` = the targets of the batch in random order. Probes of behaviour and circuits still
+            repeat blocks, the Hessian is that of the training loss.
         n_patterns: different patterns per sequence (`data patterns`).
         min_pattern_length: shortest pattern, in tokens (`data patterns`).
         max_pattern_length: longest pattern, in tokens (`data patterns`).
@@ -114,6 +117,7 @@ class RunConfig:
     max_period: int = 0
     period_per: Literal["sequence", "batch"] = "sequence"
     max_prefix: int = -1
+    control: Literal["none", "no_repeats", "shuffled_targets"] = "none"
     n_patterns: int = 5
     min_pattern_length: int = 2
     max_pattern_length: int = 10

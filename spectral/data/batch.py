@@ -29,16 +29,23 @@ class TokenBatch:
         boundary: [batch, position-1] where token t+1 is the first token of the first repeat: knowable only to a model
             that knows the period. All False where there is no such position.
         period: [batch] block length in tokens, or None where nothing repeats with a period.
+        targets: [batch, position-1] what the loss asks for at each logit, or None = the token that follows.
     """
 
     tokens: Int64[Tensor, "batch position"]
     predictable: Bool[Tensor, "batch position-1"]
     boundary: Bool[Tensor, "batch position-1"]
     period: Int64[Tensor, " batch"] | None = None
+    targets: Int64[Tensor, "batch position-1"] | None = None
 
     def __len__(self) -> int:
         """Return the number of sequences."""
         return self.tokens.shape[0]
+
+    @property
+    def loss_input(self) -> Tensor | tuple[Tensor, Tensor]:
+        """What `next_token_loss` takes: the tokens, with the targets where those are not the tokens that follow."""
+        return self.tokens if self.targets is None else (self.tokens, self.targets)
 
     def to(self: Batch, device: torch.device | str) -> Batch:
         """Return the same batch, of the same class, on `device`; tensors that are there already are shared."""
@@ -49,10 +56,12 @@ class TokenBatch:
         return self._map(lambda value: value[:n_sequences])
 
     def sha256(self) -> str:
-        """Return a hash over shape, tokens and `predictable`: equal on every device and byte order."""
+        """Return a hash over shape, tokens, `predictable` and targets: equal on every device and byte order."""
         digest = hashlib.sha256(str(tuple(self.tokens.shape)).encode())
         digest.update(self.tokens.cpu().numpy().astype("<i8").tobytes())
         digest.update(self.predictable.cpu().numpy().astype("u1").tobytes())
+        if self.targets is not None:
+            digest.update(self.targets.cpu().numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
     def _map(self: Batch, change: Callable[[Tensor], Tensor]) -> Batch:

@@ -4,14 +4,31 @@ Training batches and in-distribution probes are drawn by the same function from 
 out and yet never drifts away from what the model is trained on.
 """
 
+from typing import Any
+
 import torch
 
 from spectral.config import RunConfig
 from spectral.data.batch import TokenBatch
+from spectral.data.control import with_shuffled_targets, without_repeats
 from spectral.data.ngram import markov_chains
 from spectral.data.patterns import planted_patterns
 from spectral.data.repeated import repeated_blocks
 from spectral.data.text import ByteCorpus, Split
+
+
+def draw_training_sequences(config: RunConfig, **how: Any) -> TokenBatch:
+    """Draw sequences as training sees them: those of `draw_sequences`, or of the control run that `config` asks for."""
+    if config.control == "no_repeats":
+        return without_repeats(
+            batch_size=how["batch_size"],
+            seq_length=config.seq_length,
+            vocab_size=config.vocab_size,
+            generator=how["generator"],
+            device=how["device"],
+        )
+    drawn = draw_sequences(config, **how)
+    return with_shuffled_targets(drawn, how["generator"]) if config.control == "shuffled_targets" else drawn
 
 
 def draw_sequences(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spectral.config import RunConfig
 from spectral.data.batch import TokenBatch
-from spectral.data.distribution import draw_sequences
+from spectral.data.distribution import draw_sequences, draw_training_sequences
 from spectral.data.ngram import MarkovBatch
 from spectral.data.probe_sequences import (
     ProbeBatch,
@@ -41,8 +41,19 @@ def period_range(config: RunConfig) -> tuple[int, int]:
 
 
 def curvature_probe(config: RunConfig, *, corpus: ByteCorpus | None = None) -> TokenBatch:
-    """Draw the sequences on which the Hessian is taken: `eigen_probe_size` held-out ones as in training."""
-    return _in_distribution(config, "curvature", config.eigen_probe_size, corpus)
+    """Draw the sequences on which the Hessian is taken: `eigen_probe_size` held-out ones as in training.
+
+    Those of a control run are of its own kind, as the Hessian is that of the training loss.
+    """
+    return draw_training_sequences(
+        config,
+        batch_size=config.eigen_probe_size,
+        period_per="sequence",
+        split="held_out",
+        corpus=corpus,
+        generator=torch_generator(config.seed, "probe/curvature"),
+        device="cpu",
+    )
 
 
 def behaviour_probe(config: RunConfig, *, corpus: ByteCorpus | None = None) -> TokenBatch:

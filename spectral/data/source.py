@@ -7,7 +7,7 @@ import torch
 from spectral.config import RunConfig
 from spectral.data import probes
 from spectral.data.batch import TokenBatch
-from spectral.data.distribution import draw_sequences
+from spectral.data.distribution import draw_training_sequences
 from spectral.data.probe_sequences import ProbeBatch
 from spectral.data.text import ByteCorpus
 from spectral.errors import ConfigError
@@ -53,7 +53,7 @@ class DataSource:
     def batch(self, step: int) -> TokenBatch:
         """Return the training batch of one optimizer step, `batch_size` sequences."""
         index = step % self.n_batches if self.n_batches else step
-        return draw_sequences(
+        return draw_training_sequences(
             self.config,
             batch_size=self.config.batch_size,
             period_per=self.config.period_per,

@@ -19,6 +19,9 @@ from torch.nn import functional as F
 from spectral.config import RunConfig
 from spectral.randomness import torch_generator
 
+Tokens = Int[Tensor, "batch position"] | tuple[Int[Tensor, "batch position"], Int[Tensor, "batch position_minus_one"]]
+"""Sequences whose own next tokens are to be predicted, or sequences with other targets."""
+
 
 class Attention(nn.Module):
     """Causal multi-head attention with separate weights per head.
@@ -273,21 +276,23 @@ def rotary_angles(
     return angle.cos().float(), angle.sin().float()
 
 
-def next_token_loss(model: nn.Module, tokens: Int[Tensor, "batch position"]) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy in nats of predicting token t + 1 from tokens 0..t, over all positions."""
+def next_token_loss(model: nn.Module, tokens: Tokens) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy in nats of predicting token t + 1 from tokens 0..t, over all positions.
+
+    Args:
+        model: tokens -> logits [batch, position, vocab].
+        tokens: [batch, position], or a pair of these and the targets [batch, position-1] to predict instead.
+    """
     return next_token_criterion(next_token_logits(model, tokens), tokens)
 
 
-def next_token_logits(
-    model: nn.Module, tokens: Int[Tensor, "batch position"]
-) -> Float[Tensor, "batch position_minus_one vocab"]:
-    """Return the logits at every position that has a next token."""
-    logits: Tensor = model(tokens)[:, :-1]
+def next_token_logits(model: nn.Module, tokens: Tokens) -> Float[Tensor, "batch position_minus_one vocab"]:
+    """Return the logits at every position that has a next token; see `next_token_loss`."""
+    logits: Tensor = model(tokens if isinstance(tokens, Tensor) else tokens[0])[:, :-1]
     return logits
 
 
-def next_token_criterion(
-    logits: Float[Tensor, "batch position_minus_one vocab"], tokens: Int[Tensor, "batch position"]
-) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy in nats of `next_token_logits` against the tokens that follow."""
-    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1))
+def next_token_criterion(logits: Float[Tensor, "batch position_minus_one vocab"], tokens: Tokens) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy in nats of `next_token_logits` against what they predict."""
+    targets = tokens[:, 1:] if isinstance(tokens, Tensor) else tokens[1]
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))

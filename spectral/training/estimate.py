@@ -122,7 +122,7 @@ def estimate(config: RunConfig) -> Estimate:
     step_seconds = 0.0
     for i in range(TIMED_STEPS + 1):
         started = time.perf_counter()
-        loss = next_token_loss(model, source.batch(i).tokens)
+        loss = next_token_loss(model, source.batch(i).loss_input)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -139,7 +139,7 @@ def estimate(config: RunConfig) -> Estimate:
         operator = HessianOperator(
             model,
             next_token_loss,
-            source.curvature_probe.tokens,
+            source.curvature_probe.loss_input,
             microbatch_size=config.eigen_microbatch_size or None,
         )
         v = operator.gradient / operator.gradient.norm()

@@ -478,7 +478,7 @@ class _TopSpace(_Space):
         _, spectrum = take_spectrum(
             replica.model,
             next_token_loss,
-            replica.source.curvature_probe.tokens,
+            replica.source.curvature_probe.loss_input,
             settings=CurvatureSettings(
                 k=self.k,
                 k_negative=0,
@@ -519,7 +519,7 @@ def _measure(replica: Replica) -> tuple[float, float, float]:
     model, source = replica.model, replica.source
     probe = source.behaviour_probe
     with evaluating(model):
-        loss = next_token_loss(model, source.curvature_probe.tokens)
+        loss = next_token_loss(model, source.curvature_probe.loss_input)
         logits = model(probe.tokens)
     return (
         float(loss),

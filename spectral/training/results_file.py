@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from spectral.config import RunConfig
 from spectral.data import DataSource
 from spectral.detection.signals import SIGNALS
@@ -51,7 +53,7 @@ def create_results(
         path,
         layout,
         attributes=run_attributes(config.to_dict(), n_parameters=n, device=str(source.device)),
-        probes={"curvature_tokens": source.curvature_probe.tokens.cpu().numpy(), **probes.plan.arrays()},
+        probes={**_curvature_arrays(source), **probes.plan.arrays()},
         dataset_attributes={
             **curvature_attributes(curvature, hashed),
             "probes/curvature_tokens": hashed,
@@ -61,6 +63,14 @@ def create_results(
             **_detector_attributes(config),
         },
     )
+
+
+def _curvature_arrays(source: DataSource) -> dict[str, np.ndarray]:
+    probe = source.curvature_probe
+    arrays = {"curvature_tokens": probe.tokens.cpu().numpy()}
+    if probe.targets is not None:
+        arrays["curvature_targets"] = probe.targets.cpu().numpy()
+    return arrays
 
 
 def _detector_attributes(config: RunConfig) -> dict[str, dict[str, Any]]:

@@ -133,7 +133,7 @@ def curvature_subject(
     return Subject(
         model=model,
         loss_fn=next_token_loss,
-        batch=source.curvature_probe.tokens,
+        batch=source.curvature_probe.loss_input,
         optimizer=optimizer,
         rate=lambda step: rate_of(config, step),
         output_fn=next_token_logits,

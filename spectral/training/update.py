@@ -25,7 +25,7 @@ def training_update(
         for group in optimizer.param_groups:
             group["lr"] = rate_of(config, step)
     batch = source.batch(step)
-    loss = next_token_loss(model, batch.tokens)
+    loss = next_token_loss(model, batch.loss_input)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     largest = config.grad_clip or math.inf
