@@ -54,9 +54,9 @@ def study(evidence_of):
 
 def render(study, findings=None, scale=1.0):
     from spectral.plots.command import render as draw
-    from spectral.studies.repeated.figures import compact_png
     from spectral.studies.repeated.findings import judge
     from spectral.studies.repeated.page import render_page
+    from spectral.studies.result import compact_png
 
     evidence, configs, figures = study
     return render_page(
@@ -199,7 +199,7 @@ def test_without_runs_there_is_nothing_to_draw():
 
 
 def test_a_compact_png_shows_the_same_picture():
-    from spectral.studies.repeated.figures import compact_png
+    from spectral.studies.result import compact_png
 
     ramp = np.linspace(0, 255, 400, dtype=np.uint8)
     picture = np.stack([np.tile(ramp, (50, 1)), np.full((50, 400), 90, np.uint8), np.tile(ramp[::-1], (50, 1))], 2)

@@ -96,7 +96,7 @@ def test_only_folders_of_the_study_are_found(tmp_path):
 
 
 def test_settings_are_compared_by_what_the_preset_sets():
-    from spectral.studies.repeated.plan import differing_setting
+    from spectral.studies.plan import differing_setting
 
     job = plan().job("1L_fixed", 0)
     stored = job.config.to_dict()

@@ -112,7 +112,7 @@ def test_unknown_studies_and_help(capsys):
     assert main(["study", "--help"]) == 0
     assert "spectral study repeated --help" in capsys.readouterr().out
     assert main(["study", "gossip"]) == 2
-    assert "unknown study 'gossip'; use one of repeated" in capsys.readouterr().err
+    assert "unknown study 'gossip'; use one of repeated, controls" in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit_:
         main(["study", "repeated", "--help"])
     assert exit_.value.code == 0

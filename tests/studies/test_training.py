@@ -19,10 +19,10 @@ def plan(folder, **values):
 
 
 def train(plan, *, n_parallel=1, tell=lambda event: None):
-    from spectral.studies.repeated.training import check_folders, train_all
+    from spectral.studies.training import check_folders, train_all
 
     check_folders(plan, plan.jobs())
-    return train_all(plan.jobs(), plan, n_parallel=n_parallel, tell=tell)
+    return train_all(plan.jobs(), n_parallel=n_parallel, tell=tell)
 
 
 def contents(folder):
@@ -91,7 +91,7 @@ def test_processes_side_by_side_give_the_same_bits(trained, tmp_path):
 
 def test_a_run_that_fails_in_a_process_is_named(tmp_path, monkeypatch):
     from spectral.errors import UserError
-    from spectral.studies.repeated import training
+    from spectral.studies import training
 
     monkeypatch.setattr(training.sys, "executable", shutil.which("false"))
     with pytest.raises(UserError, match=r"the process that trained 1L_fixed_seed\d ended with exit code 1; give"):
@@ -114,7 +114,7 @@ def test_a_refusal_inside_a_process_is_passed_on(trained, tmp_path):
 @pytest.mark.parametrize("asked", [True, False], ids=["asked for", "only found"])
 def test_other_settings_are_refused_and_nothing_is_harmed(trained, asked):
     from spectral.errors import RunDirectoryError
-    from spectral.studies.repeated.training import check_folders
+    from spectral.studies.training import check_folders
 
     before = contents(trained)
     other = plan(trained, scale=0.1, models=("1L_fixed" if asked else "2L_fixed",))
@@ -136,7 +136,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
 def test_a_run_in_use_is_refused(trained, tmp_path):
     from spectral.errors import RunDirectoryError
     from spectral.storage import RunDirectory
-    from spectral.studies.repeated.training import check_folders
+    from spectral.studies.training import check_folders
 
     shutil.copytree(trained, tmp_path / "study")
     wanted = plan(tmp_path / "study")

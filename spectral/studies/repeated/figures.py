@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from spectral.behaviour import equal_count_ceiling
 from spectral.config import RunConfig
@@ -37,7 +35,6 @@ from spectral.studies.repeated.measurements import (
 )
 from spectral.studies.repeated.plan import LONG_RUN, MODELS
 
-DPI = 110
 ONE_TOKEN_MATCHING = 0.25
 """Accuracy on a token that occurs twice of a circuit that matches one token and counts alike."""
 
@@ -367,17 +364,6 @@ def attention_maps(evidence: Evidence, config: RunConfig) -> Figure:
         figure.colorbar(image, cax=bar, ticks=[0, 0.05, 0.2, 0.5, 1.0])
         bar.set_title("attention", fontsize=8.0, loc="left", pad=7)
         return finish(figure)
-
-
-def compact_png(data: bytes) -> bytes:
-    """Return a PNG with at most 256 colours: a page with a dozen figures stays small enough to be mailed."""
-    buffer = BytesIO()
-    image = Image.open(BytesIO(data)).convert("RGB")
-    # Without the refinement by k-means rare colours are lost, such as the dark end of a colour scale.
-    image.quantize(256, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE).save(
-        buffer, format="png", optimize=True
-    )
-    return min(buffer.getvalue(), data, key=len)
 
 
 def _shade(axes: Axes, low: int, high: int) -> None:

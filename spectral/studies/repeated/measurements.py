@@ -18,7 +18,8 @@ from spectral.data import ProbeBatch, TokenBatch, circuit_probe, repeated_blocks
 from spectral.models import Transformer
 from spectral.randomness import torch_generator
 from spectral.storage import list_checkpoints, load_checkpoint, open_run
-from spectral.studies.repeated.plan import LONG_RUN, Job
+from spectral.studies.plan import Job
+from spectral.studies.repeated.plan import LONG_RUN
 
 PERIODS = tuple(range(10, 40))
 SHORT, LONG = tuple(range(10, 20)), tuple(range(30, 40))

@@ -5,14 +5,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-
 from spectral.behaviour import equal_count_ceiling
 from spectral.config import RunConfig
 from spectral.studies.repeated.figures import StudyFigure, describe_model
 from spectral.studies.repeated.findings import VERDICTS, Finding, threshold
 from spectral.studies.repeated.measurements import LONG, SHORT, Evidence
 from spectral.studies.repeated.plan import MODELS
+from spectral.studies.result import page_environment
 from spectral.version import __version__
 
 
@@ -42,16 +41,11 @@ def render_page(
         scale: of the study; anything but 1 is said at the top.
         n_sequences: sequences behind every number.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("spectral.studies.repeated", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
+    environment = page_environment()
     environment.filters |= {"number": number, "threshold": threshold}
     found = {model: evidence[model] for model in MODELS if evidence.get(model)}
     config = configs[MODELS[0]]
-    return environment.get_template("page.html.jinja").render(
+    return environment.get_template("repeated/page.html.jinja").render(
         warnings=warnings(found, scale),
         findings=findings,
         verdicts=VERDICTS,

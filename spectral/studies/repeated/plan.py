@@ -1,14 +1,11 @@
-"""Which runs the repeated-sequence study consists of: models times seeds, at full length or scaled down."""
+"""Which runs the repeated-sequence study consists of: five models times seeds, at full length or scaled down."""
 
-import math
-import re
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from spectral.config import RunConfig, load_preset
-from spectral.errors import ConfigError
+from spectral.config import load_preset
+from spectral.studies.plan import Plan
 
 MODELS = ("1L_fixed", "1L_varied", "2L_fixed", "2L_varied_20000", "2L_varied_60000")
 """The five models, each the name of a preset."""
@@ -16,130 +13,27 @@ MODELS = ("1L_fixed", "1L_varied", "2L_fixed", "2L_varied_20000", "2L_varied_600
 LONG_RUN, LONG_RUN_FACTOR = "2L_varied_60000", 3
 """The model that trains on where another one ends, and how many times as long: it passes through the same weights."""
 
-MIN_SCALE = 0.001
-_MOST_SNAPSHOTS = 60  # of a scaled run; at one tenth of the steps 240 snapshots would cost as much as the training
-_FOLDER = re.compile(rf"({'|'.join(MODELS)})_seed(\d+)")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """One run of the study.
+class StudyPlan(Plan):
+    """Everything that decides what the study computes; see `Plan`.
 
     Attributes:
-        model: one of `MODELS`.
-        seed: of the run.
-        settings: what the study asks for, by setting; everything else keeps its default.
-        path: run folder.
-    """
-
-    model: str
-    seed: int
-    settings: dict[str, Any]
-    path: Path
-
-    @cached_property
-    def config(self) -> RunConfig:
-        """The settings as a configuration."""
-        return RunConfig.from_dict(self.settings)
-
-    @property
-    def name(self) -> str:
-        """Name of the run folder."""
-        return self.path.name
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyPlan:
-    """Everything that decides what the study computes.
-
-    Attributes:
-        output: folder of the study; its runs lie in `runs` inside of it.
-        models: which of `MODELS` to train.
-        n_seeds: seeds 0 .. n_seeds - 1 of each.
-        scale: factor on all numbers of steps, in [0.001, 1].
         n_sequences: held-out sequences behind every measured number.
     """
 
+    MODELS: ClassVar[tuple[str, ...]] = MODELS
+
     output: Path = Path("runs/repeated_study")
     models: tuple[str, ...] = MODELS
-    n_seeds: int = 1
-    scale: float = 1.0
     n_sequences: int = 128
 
-    def __post_init__(self) -> None:
-        """Check the values; all faults are reported in one `ConfigError`."""
-        faults = [
-            f"--models {model!r} is unknown; use some of {', '.join(MODELS)}"
-            for model in self.models
-            if model not in MODELS
-        ]
-        if not self.models:
-            faults.append(f"--models is empty; give some of {', '.join(MODELS)}")
-        if len(set(self.models)) != len(self.models):
-            faults.append(f"--models is {' '.join(self.models)}; give every model once")
-        if self.n_seeds < 1:
-            faults.append(f"--seeds is {self.n_seeds}; give at least 1")
-        if not (math.isfinite(self.scale) and MIN_SCALE <= self.scale <= 1):
-            faults.append(f"--scale is {self.scale:g}; give a number between {MIN_SCALE:g} and 1")
+    def settings_of(self, model: str) -> dict[str, Any]:
+        """Return the settings of one model's preset."""
+        return load_preset(model)
+
+    def _faults(self) -> list[str]:
+        faults = super()._faults()
         if self.n_sequences < 8:
             faults.append(f"{self.n_sequences} sequences are too few to measure anything; give at least 8")
-        if faults:
-            raise ConfigError(faults)
-
-    @property
-    def runs_path(self) -> Path:
-        """Folder of the run folders."""
-        return self.output / "runs"
-
-    def job(self, model: str, seed: int) -> Job:
-        """Return one run of the study, whether or not `models` and `n_seeds` ask for it."""
-        settings = scaled_settings(load_preset(model), self.scale) | {"seed": seed}
-        return Job(model=model, seed=seed, settings=settings, path=self.runs_path / f"{model}_seed{seed}")
-
-    def jobs(self) -> list[Job]:
-        """Return the runs asked for, by model and seed."""
-        return [self.job(model, seed) for model in self.models for seed in range(self.n_seeds)]
-
-    def found_jobs(self) -> list[Job]:
-        """Return the runs whose folders exist, asked for or not, by model and seed."""
-        names = [path.name for path in self.runs_path.iterdir()] if self.runs_path.is_dir() else []
-        found = [(match[1], int(match[2])) for match in map(_FOLDER.fullmatch, names) if match]
-        return [
-            self.job(model, seed) for model, seed in sorted(set(found), key=lambda one: (MODELS.index(one[0]), one))
-        ]
-
-
-def scaled_settings(settings: dict[str, Any], scale: float) -> dict[str, Any]:
-    """Return the settings of a preset with all numbers of steps multiplied by `scale`; 1 changes nothing.
-
-    Steps stay multiples of the checkpoint interval, so that runs of different length share their checkpoints.
-    """
-    if scale == 1:
-        return dict(settings)
-
-    def scaled(name: str) -> int:
-        return max(1, round(int(settings[name]) * scale))
-
-    checkpoint_interval = scaled("checkpoint_interval")
-    num_steps = checkpoint_interval * (settings["num_steps"] // settings["checkpoint_interval"])
-    return settings | {
-        "num_steps": num_steps,
-        "checkpoint_interval": checkpoint_interval,
-        "eigen_interval": min(num_steps, max(scaled("eigen_interval"), math.ceil(num_steps / _MOST_SNAPSHOTS))),
-        "log_interval": scaled("log_interval"),
-    }
-
-
-def differing_setting(job: Job, stored: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return (name, stored, wanted) of the first setting in which a run differs from what the study asks for.
-
-    Only what the preset sets is compared: it sets everything that decides the training. A setting that the run was
-    made before counts as its default.
-    """
-    wanted = job.config.to_dict()
-    defaults = RunConfig().to_dict()
-    for name in job.settings:
-        found = stored.get(name, defaults[name])
-        if found != wanted[name]:
-            return name, found, wanted[name]
-    return None
+        return faults

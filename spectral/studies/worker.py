@@ -1,4 +1,4 @@
-"""One run of a study in a process of its own: `python -m spectral.studies.repeated.worker OUTPUT MODEL SEED SCALE`.
+"""One run of a study in a process of its own: `python -m spectral.studies.worker MODEL PATH SETTINGS`.
 
 What happens goes to standard output, one JSON object a line. SIGTERM ends the run with a checkpoint, and so does a
 reader that has gone away: nobody would know of a run that went on alone.
@@ -13,23 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from spectral.errors import UserError
-from spectral.studies.repeated.plan import StudyPlan
-from spectral.studies.repeated.training import train_run
+from spectral.studies.plan import Job
+from spectral.studies.training import train_run
 from spectral.training.memory import keep_freed_memory
 
 
 def main() -> int:
     """Train one run; return 0 when it is finished or saved, 1 when it was refused or failed."""
-    parser = argparse.ArgumentParser(prog="spectral.studies.repeated.worker")
-    parser.add_argument("output", type=Path)
+    parser = argparse.ArgumentParser(prog="spectral.studies.worker")
     parser.add_argument("model")
-    parser.add_argument("seed", type=int)
-    parser.add_argument("scale", type=float)
+    parser.add_argument("path", type=Path)
+    parser.add_argument("settings", type=json.loads, help="JSON")
     parser.add_argument("--resume_anyway", action="store_true")
     chosen = parser.parse_args()
     keep_freed_memory()
     try:
-        job = StudyPlan(output=chosen.output, scale=chosen.scale).job(chosen.model, chosen.seed)
+        job = Job(model=chosen.model, seed=chosen.settings["seed"], settings=chosen.settings, path=chosen.path)
         train_run(job, tell=tell, resume_anyway=chosen.resume_anyway)
     except UserError as error:
         tell({"event": "error", "text": str(error)})

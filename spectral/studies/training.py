@@ -17,8 +17,9 @@ from spectral.errors import RunDirectoryError, UserError
 from spectral.storage import RunDirectory, open_run
 from spectral.storage.locks import is_locked
 from spectral.storage.run_directory import CONFIG_NAME, LOCK_NAME, read_json
-from spectral.studies.repeated.plan import Job, StudyPlan, differing_setting
+from spectral.studies.plan import Job, Plan, differing_setting
 from spectral.training import Progress, Trainer
+from spectral.training.estimate import estimate
 
 Tell = Callable[[dict[str, Any]], None]
 """Receives what happens in a run: `event` is `step`, `message` or `done`; `run` is its name."""
@@ -33,7 +34,7 @@ def is_finished(job: Job) -> bool:
     return open_run(job.path).status == "finished"
 
 
-def check_folders(plan: StudyPlan, jobs: Sequence[Job]) -> None:
+def check_folders(plan: Plan, jobs: Sequence[Job]) -> None:
     """Check, before anything is written, that every folder of a study is one that it may go on with.
 
     Args:
@@ -93,9 +94,7 @@ def train_run(job: Job, *, tell: Tell, resume_anyway: bool = False) -> bool:
     return outcome.finished
 
 
-def train_all(
-    jobs: Sequence[Job], plan: StudyPlan, *, n_parallel: int, tell: Tell, resume_anyway: bool = False
-) -> bool:
+def train_all(jobs: Sequence[Job], *, n_parallel: int, tell: Tell, resume_anyway: bool = False) -> bool:
     """Train all runs that are not finished, up to `n_parallel` at a time in processes of their own.
 
     Ctrl-C or SIGTERM lets every running one save a checkpoint; a second one ends at once.
@@ -111,7 +110,20 @@ def train_all(
     pending.sort(key=lambda job: -job.config.num_steps * job.config.n_layers)
     if n_parallel <= 1 or len(pending) <= 1:
         return all(train_run(job, tell=tell, resume_anyway=resume_anyway) for job in pending)
-    return _Pool(plan, n_parallel, tell, resume_anyway).run(pending)
+    return _Pool(n_parallel, tell, resume_anyway).run(pending)
+
+
+def expected_seconds(jobs: Sequence[Job], n_parallel: int) -> float:
+    """Return about how long training takes, timed on a few steps of each model; nothing is written.
+
+    Interrupted runs are counted as if they began anew. With several at a time it is at least as long as the longest.
+    """
+    price = {}
+    for job in jobs:
+        if job.model not in price:
+            price[job.model] = estimate(job.config).seconds
+    seconds = [price[job.model] for job in jobs if not is_finished(job)]
+    return max(sum(seconds) / n_parallel, max(seconds, default=0.0)) if seconds else 0.0
 
 
 def _is_begun(job: Job) -> bool:
@@ -160,8 +172,8 @@ def _read_event(name: str, line: str) -> dict[str, Any]:
 class _Pool:
     """Worker processes, each training one run and telling about it in lines of JSON."""
 
-    def __init__(self, plan: StudyPlan, n_parallel: int, tell: Tell, resume_anyway: bool) -> None:
-        self._plan, self._n, self._tell, self._resume_anyway = plan, n_parallel, tell, resume_anyway
+    def __init__(self, n_parallel: int, tell: Tell, resume_anyway: bool) -> None:
+        self._n, self._tell, self._resume_anyway = n_parallel, tell, resume_anyway
         self._events: queue.Queue[tuple[str, dict[str, Any] | None]] = queue.Queue()
         self._workers: dict[str, subprocess.Popen[str]] = {}
         self._stopping = False
@@ -202,10 +214,11 @@ class _Pool:
         return not unfinished
 
     def _start(self, job: Job) -> None:
-        package = str(Path(__file__).parents[3])
+        package = str(Path(__file__).parents[2])
         paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = [sys.executable, "-m", "spectral.studies.repeated.worker", str(self._plan.output), job.model]
-        command += [str(job.seed), repr(self._plan.scale), *(["--resume_anyway"] if self._resume_anyway else [])]
+        settings = json.dumps(job.settings)
+        command = [sys.executable, "-m", "spectral.studies.worker", job.model, str(job.path), settings]
+        command += ["--resume_anyway"] if self._resume_anyway else []
         worker = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

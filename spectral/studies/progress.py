@@ -1,5 +1,6 @@
 """What a person sees while the runs of a study are trained: one bar for all on a terminal, plain lines elsewhere."""
 
+import math
 import sys
 import time
 from typing import Any, TextIO
@@ -67,3 +68,10 @@ class StudyProgress:
     def _time_left(self, run: str, step: int, total: int) -> str:
         begun, first = self._started[run]
         return time_left(begun, step - first, total - step)
+
+
+def human(seconds: float) -> str:
+    """Return a duration in a unit that suits it."""
+    if seconds < 120:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
