@@ -38,7 +38,9 @@ def every_run(outcomes: Mapping[str, Sequence[Outcome]]) -> Figure:
         )
         grid: Any = figure.subplots(3, len(found), sharey="row", sharex="col", squeeze=False)
         for column, (model, runs) in enumerate(found.items()):
-            grid[0, column].set_title(f"{model.replace('_', ' ')}\n{len(runs)} runs, {runs[0].num_steps:,} steps")
+            grid[0, column].set_title(
+                f"{model.replace('_', ' ')}\n{len(runs)} run{'s' if len(runs) > 1 else ''}, {runs[0].num_steps:,} steps"
+            )
             for axes, (name, label, color) in zip(grid[:, column], _ROWS, strict=True):
                 _draw(axes, runs, name, color)
                 if column == 0:

@@ -51,10 +51,13 @@ def percent(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{100 * value:+.1f} %"
 
 
+def counted(n: int) -> str:
+    """Return a number of runs in words."""
+    return f"{n} run{'' if n == 1 else 's'}"
+
+
 def lead(value: Lead) -> str:
-    """Return how two families moved relative to each other, in words."""
-    if value.n == 0:
-        return "–"
+    """Return how two families moved relative to each other, in words; there is at least one run."""
     way = "together with" if value.median == 0 else "before" if value.median < 0 else "after"
     size = f"{abs(value.median):.0f} steps " if value.median else ""
-    return f"{value.first} {size}{way} {value.second} ({value.n} runs, p = {value.p_value:.2g})"
+    return f"{value.first} {size}{way} {value.second} ({counted(value.n)}, p = {value.p_value:.2g})"
