@@ -12,6 +12,7 @@ from spectral.gih.stages import StageTrainer
 
 MOST_CHAINS = 20_000
 SECONDS_A_STAGE = 0.5
+STANDSTILL = 1e-12  # a learning rate at which nothing moves and nothing diverges
 
 
 def describe_estimate(config: GIHConfig) -> str:
@@ -33,7 +34,8 @@ def describe_estimate(config: GIHConfig) -> str:
                 model.c[torch.arange(len(model.c)) != len(model.c) - 1] = 0.0
         selected = selected or stage.train == ("c",)
         epochs = stage.epochs or 500  # about what a flow costs
-        seconds = _epoch_seconds(StageTrainer(model, chains, dataclasses.replace(stage, epochs=epochs, flow_time=0.0)))
+        timed = dataclasses.replace(stage, epochs=epochs, flow_time=0.0, lr=STANDSTILL)
+        seconds = _epoch_seconds(StageTrainer(model, chains, timed))
         seconds *= config.n_training / n * epochs
         rows = len(stage.measured_times())
         total, n_rows = total + seconds, n_rows + rows

@@ -68,7 +68,7 @@ class GIHSession:
         resume_anyway: also where the conditions differ on which the bits depend.
         show: called with progress after every epoch and row.
         say: called with one line for a person.
-        commit_seconds: least time between two commits.
+        commit_seconds: least time between two commits; None = 5.
 
     Raises:
         CheckpointError: the checkpoint is of other settings or conditions. ResultsFileError: rows are missing.
@@ -83,11 +83,12 @@ class GIHSession:
         resume_anyway: bool = False,
         show: Callable[[Progress, Measurement | None], None] | None = None,
         say: Callable[[str], None] | None = None,
-        commit_seconds: float = COMMIT_SECONDS,
+        commit_seconds: float | None = None,
     ) -> None:
         self.config, self.directory = config, directory
         self._show, self._say = show, say or (lambda text: None)
-        self._every, self._interrupted = commit_seconds, False
+        self._every = COMMIT_SECONDS if commit_seconds is None else commit_seconds
+        self._interrupted = False
         self._rows: list[Measurement] = []
         self._commits = 0
         self.run = GIHRun(config, watch=self._watch)
