@@ -91,7 +91,7 @@ class GIHConfig:
     flow_time: tuple[float, ...] = (0.0,)
     optim: Optimizer = "sgd"
     batch_size: int = 0
-    hessian_points: int = 10
+    hessian_points: int = 20
     generalisation_chains: int = 4_000
     seed: int = 0
 

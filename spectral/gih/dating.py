@@ -1,7 +1,8 @@
 """When each stage did what it does: the detector over the shares, the heads, `a` and the loss, stage by stage.
 
 A stage spans several decades of time and most happens early, so its curves are judged over log10(1 + time); dates are
-given back as times of the stage.
+given back as times of the stage. Beside the verdict stand the times at which a tenth, half and nine tenths of the
+change were done.
 """
 
 import math
@@ -45,7 +46,8 @@ def stage_transitions(run: GIHResults, *, significance: float = 0.01) -> dict[st
         x = np.log10(1 + run.read("time")[rows])
         kept = _thinned(x)
         found = {
-            key: _in_time(
+            key: _crossings(run.read("time")[rows], values)
+            | _in_time(
                 detect_transition(x[kept], values[kept], significance=significance, seed=run.config.seed, signal=key)
             )
             for key, values in signals.items()
@@ -61,6 +63,24 @@ def _thinned(x: NDArray[np.float64]) -> NDArray[np.int64]:
         if x[i] - x[kept[-1]] >= SPACING or i == len(x) - 1:
             kept.append(i)
     return np.array(kept)
+
+
+def _crossings(times: NDArray[np.float64], values: NDArray[np.float64]) -> dict[str, float | None]:
+    """Return when a tenth, half and nine tenths of a stage's whole change were done first; None without a change.
+
+    Full-batch training has no noise, so these times describe the curve whether the change was abrupt or not.
+    """
+    change = values[-1] - values[0]
+    names = {"tenth": 0.1, "half": 0.5, "nine_tenths": 0.9}
+    if not np.isfinite(change) or change == 0:
+        return dict.fromkeys(names)
+    done = (values - values[0]) / change
+    found: dict[str, float | None] = {}
+    for name, part in names.items():
+        i = int(np.argmax(done >= part))
+        within = (part - done[i - 1]) / (done[i] - done[i - 1])
+        found[name] = float(times[i - 1] + within * (times[i] - times[i - 1]))
+    return found
 
 
 def _in_time(found: Transition) -> dict[str, Any]:

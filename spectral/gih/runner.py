@@ -119,7 +119,7 @@ class GIHRun:
         while not self.finished:
             stage = self._stages[self._stage]
             times = stage.measured_times()
-            with_spectrum = _spectrum_places(len(times), self.config.hessian_points)
+            with_spectrum = _spectrum_places(times, self.config.hessian_points)
             while self._next < len(times):
                 trainer = self._trainer = self._trainer or self._make_trainer(stage)
                 if not trainer.advance(times[self._next], watch=self._look):
@@ -234,8 +234,10 @@ def _losses(engine: Engine, eps: float) -> tuple[float, float, float]:
     return means[0], means[1], engine.hits().double().mean().item()
 
 
-def _spectrum_places(n_rows: int, n_points: int) -> set[int]:
-    """Return which rows of a stage carry a spectrum: evenly spread over the rows, the first and the last included."""
+def _spectrum_places(times: list[float], n_points: int) -> set[int]:
+    """Return which rows of a stage carry a spectrum: evenly spread over log(1 + time), the first and last included."""
     if n_points == 0:
         return set()
-    return {round(place) for place in np.linspace(0, n_rows - 1, max(2, min(n_points, n_rows))).tolist()}
+    decades = np.log1p(times)
+    wanted = np.linspace(0, decades[-1], max(2, n_points))
+    return {int(np.abs(decades - place).argmin()) for place in wanted}

@@ -15,13 +15,15 @@ def describe(run: GIHResults) -> str:
         ]
         line = f"stage {stage + 1} ({trained}): " + ("; ".join(facts) or "see the figures")
         dated = [
-            f"{name} at {_number(verdict['midpoint'])}"
+            f"{name} {_number(verdict['half'])} ({_number(verdict['tenth'])} to {_number(verdict['nine_tenths'])})"
+            + (", abrupt" if verdict["detected"] else "")
             for entry in found
             if entry["stage"] == stage
             for name, verdict in entry["signals"].items()
-            if verdict["detected"]
+            if verdict["half"] is not None and name != "loss"
         ]
-        lines.append(line + (f"; abrupt: {', '.join(dated)}" if dated else ""))
+        unit = "flow time" if run.config.stages()[stage].flow_time else "epoch"
+        lines.append(line + (f"\n  half done (10 to 90 %), {unit}: {'; '.join(dated)}" if dated else ""))
     return "\n".join([*lines, _end(run)])
 
 
