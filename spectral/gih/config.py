@@ -16,7 +16,8 @@ from spectral.data.ngram import Start
 from spectral.errors import ConfigError
 from spectral.gih.stages import Optimizer, Stage
 from spectral.models import DisentangledTransformer, FullDisentangledTransformer, LastTokenLoss, window_offsets
-from spectral.models.disentangled import Normaliser, Window
+from spectral.models.disentangled import Window
+from spectral.models.disentangled_full import Normaliser
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
 
