@@ -16,16 +16,14 @@ from typing import Any
 import scipy
 import torch
 
-from spectral.data.word_law import MAX_WORDS as MAX_STARTS
 from spectral.errors import CheckpointError, ResultsFileError, UserError
 from spectral.gih.config import GIHConfig
 from spectral.gih.dating import stage_transitions
+from spectral.gih.expected import expected_information
 from spectral.gih.generalisation import generalisation
-from spectral.gih.information import MAX_WORDS, SubsetInformation, dirichlet_tables, subset_information
 from spectral.gih.references import references
 from spectral.gih.results import Extras, GIHResults, build_dataset, read_dataset, read_rows, write_dataset
 from spectral.gih.runner import GIHRun, Measurement, Progress
-from spectral.randomness import torch_generator
 from spectral.storage.checkpoint import (
     checkpoint_name,
     find_newest_checkpoint,
@@ -38,9 +36,6 @@ from spectral.storage.run_directory import RunDirectory
 FORMAT = "spectral.gih/1"
 COMMIT_SECONDS = 5.0
 KEPT_CHECKPOINTS = 2
-INFORMATION_CHAINS = 1_000
-FEWEST_CHAINS = 20
-INFORMATION_BUDGET = 10**9  # numbers to sum over, about 4 s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +94,7 @@ class GIHSession:
             self._commits = int(state["commits"])
         else:
             directory.log_event("start", pid=os.getpid())
-        self._extras = Extras(references=references(config), information=information(config))
+        self._extras = Extras(references=references(config), information=expected_information(config))
         self._last_commit = time.monotonic()
 
     @property
@@ -273,27 +268,3 @@ def environment() -> dict[str, Any]:
         "scipy": str(scipy.__version__),
         "threads": torch.get_num_threads(),
     }
-
-
-def information(config: GIHConfig) -> SubsetInformation | None:
-    """Return the information of every subset of heads about the token, for fresh chains of these settings.
-
-    Subsets of heads are read as subsets of their target offsets. None where the exact sums would take minutes.
-    """
-    subsets = config.build_model().subsets
-    reach, positions = max(*config.lags, config.n_heads), max(config.seq_length - max(*config.lags, config.n_heads), 1)
-    words, starts = config.vocab_size ** (reach + 1), config.vocab_size ** max(config.lags)
-    if starts > MAX_STARTS or words > MAX_WORDS:
-        return None
-    cost = starts**2 * config.vocab_size * positions + starts * words * len(subsets)
-    n_chains = min(INFORMATION_CHAINS, INFORMATION_BUDGET // cost)
-    if n_chains < FEWEST_CHAINS:
-        return None
-    tables = dirichlet_tables(
-        n_chains,
-        vocab_size=config.vocab_size,
-        n_parents=len(config.lags),
-        alpha=config.alpha,
-        generator=torch_generator(config.seed, "gih information"),
-    )
-    return subset_information(tables, parents=config.lags, subsets=subsets, n_positions=positions)
