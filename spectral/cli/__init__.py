@@ -14,6 +14,8 @@ from spectral.cli.probe_step_command import PROBE_STEP_FLAGS, describe_probe_ste
 from spectral.cli.settings import COMMAND_FLAGS, parse_train
 from spectral.cli.study_command import STUDY_FLAGS, study
 from spectral.cli.train_command import train
+from spectral.cli.train_gih_command import train_gih
+from spectral.cli.train_gih_settings import TRAIN_GIH_FLAGS
 from spectral.cli.verdict import describe_verdict
 from spectral.cli.visualize_command import visualize
 
@@ -25,6 +27,7 @@ __all__ = [
     "EXIT_USER_ERROR",
     "PROBE_STEP_FLAGS",
     "STUDY_FLAGS",
+    "TRAIN_GIH_FLAGS",
     "densify",
     "describe_probe_step",
     "describe_verdict",
@@ -34,5 +37,6 @@ __all__ = [
     "probe_step",
     "study",
     "train",
+    "train_gih",
     "visualize",
 ]

@@ -9,11 +9,13 @@ from spectral.cli.outcome import EXIT_USER_ERROR, report
 from spectral.cli.probe_step_command import probe_step
 from spectral.cli.study_command import study
 from spectral.cli.train_command import train
+from spectral.cli.train_gih_command import train_gih
 from spectral.cli.visualize_command import visualize
 from spectral.errors import ConfigError
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
+    "train-gih": train_gih,
     "visualize": visualize,
     "detect": detect,
     "densify": densify,
@@ -29,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         helps = "\n".join(f"spectral {name} --help" for name in COMMANDS)
         print(f"usage: spectral {{{','.join(COMMANDS)}}} ...\n\n{helps}")
         return 0 if arguments else EXIT_USER_ERROR
-    if arguments[0] not in COMMANDS:
+    name = arguments[0].replace("_", "-")
+    if name not in COMMANDS:
         return report(ConfigError([f"unknown command {arguments[0]!r}; use one of {', '.join(COMMANDS)}"]))
-    return COMMANDS[arguments[0]](arguments[1:])
+    return COMMANDS[name](arguments[1:])

@@ -6,6 +6,8 @@ from spectral.gih.engine import Engine, compressed_loss, subset_forces
 from spectral.gih.generalisation import GeneralisationRow, generalisation
 from spectral.gih.information import SubsetInformation, dirichlet_tables, subset_information
 from spectral.gih.layer_two import LayerTwo
+from spectral.gih.references import Reference, references
+from spectral.gih.results import GIHResults, is_gih_run
 from spectral.gih.runner import GIHRun, Measurement, Progress, draw_chains
 from spectral.gih.stages import Stage, StageTrainer
 from spectral.gih.theory import (
@@ -25,11 +27,13 @@ __all__ = [
     "Conserved",
     "Engine",
     "GIHConfig",
+    "GIHResults",
     "GIHRun",
     "GeneralisationRow",
     "LayerTwo",
     "Measurement",
     "Progress",
+    "Reference",
     "SelectionCurve",
     "Stage",
     "StageTrainer",
@@ -43,9 +47,11 @@ __all__ = [
     "generalisation",
     "gih_preset_names",
     "growth_rate",
+    "is_gih_run",
     "load_gih_preset",
     "logarithmic_growth",
     "offset_gaps",
+    "references",
     "selection_descent",
     "selection_flow",
     "subset_forces",

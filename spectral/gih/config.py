@@ -16,7 +16,8 @@ from spectral.data.ngram import Start
 from spectral.errors import ConfigError
 from spectral.gih.stages import Optimizer, Stage
 from spectral.models import DisentangledTransformer, FullDisentangledTransformer, LastTokenLoss, window_offsets
-from spectral.models.disentangled import Normaliser, Window
+from spectral.models.disentangled import Window
+from spectral.models.disentangled_full import Normaliser
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
 
@@ -58,6 +59,8 @@ class GIHConfig:
         optim: `sgd` (plain gradient descent) or `adam`.
         batch_size: sequences per update; 0 = all of the training set.
         hessian_points: how many of the measurements of a stage carry the eigenvalues of the Hessian; 0 = none.
+        generalisation_chains: fresh chains at each of three concentrations on which the trained model is tried at
+            lengths 10 to 1,000; 0 = none.
         seed: of the chains and of the order of mini-batches; the model starts at constants.
     """
 
@@ -89,7 +92,8 @@ class GIHConfig:
     flow_time: tuple[float, ...] = (0.0,)
     optim: Optimizer = "sgd"
     batch_size: int = 0
-    hessian_points: int = 10
+    hessian_points: int = 20
+    generalisation_chains: int = 4_000
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -178,8 +182,34 @@ def load_gih_preset(name: str) -> dict[str, Any]:
     """Return the settings of one preset for `GIHConfig.from_dict`; an unknown name raises `ConfigError`."""
     if name not in gih_preset_names():
         raise ConfigError([f"--preset {name!r} is unknown; use one of {', '.join(gih_preset_names())}"])
-    settings: dict[str, Any] = yaml.safe_load((PRESET_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    return settings
+    return read_gih_settings(PRESET_FOLDER / f"{name}.yaml")
+
+
+def read_gih_settings(path: Path) -> dict[str, Any]:
+    """Return the settings in a YAML or JSON file, for example the `config.json` of a run.
+
+    Raises:
+        ConfigError: the file is missing, is no mapping, holds an unknown name or a name without a value.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"--config {path} cannot be read ({error}); give a YAML or JSON file"]) from None
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise ConfigError([f"--config {path} is not valid YAML or JSON ({where}); correct it"]) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError([f"--config {path} must map setting names to values, not hold a {type(values).__name__}"])
+    known = {field.name for field in dataclasses.fields(GIHConfig)}
+    unknown = [str(name) for name in values if name not in known]
+    empty = [str(name) for name, value in values.items() if value is None]
+    faults = [f"--config {path} holds the unknown setting {name!r}; remove it" for name in unknown]
+    faults += [f"--{name} has no value in --config {path}; give one or remove it" for name in empty]
+    if faults:
+        raise ConfigError(faults)
+    return values
 
 
 def _spread(values: tuple[Any, ...], n: int) -> tuple[Any, ...]:
@@ -198,7 +228,7 @@ def _shape_faults(config: GIHConfig) -> list[str]:
     for name, smallest in least.items():
         if getattr(config, name) < smallest:
             found.append(f"--{name} is {getattr(config, name)}; give at least {smallest}")
-    for name in ("window_length", "n_gram", "n_validation", "batch_size", "hessian_points"):
+    for name in ("window_length", "n_gram", "n_validation", "batch_size", "hessian_points", "generalisation_chains"):
         if getattr(config, name) < 0:
             found.append(f"--{name} is {getattr(config, name)}; give 0 or more")
     for name in ("w_plus", "w_minus", "c_alpha", "a", "qk_init", "v_init"):

@@ -73,14 +73,15 @@ class Progress:
 
 
 class GIHRun:
-    """An experiment that trains stage after stage and can be interrupted at every measurement.
+    """An experiment that trains stage after stage and can be interrupted at every row and every epoch of a descent.
 
-    Building one draws and counts the chains. `measurements()` trains and yields; between two rows `state_dict()` holds
-    everything, and a run of the same settings that loads it continues with the same bits.
+    Building one draws and counts the chains. `measurements()` trains and yields; between two rows and inside `watch`
+    `state_dict()` holds everything, and a run of the same settings that loads it continues with the same bits.
 
     Args:
         config: the settings.
-        progress: called after every measurement.
+        watch: called after every epoch of a descent, when `state_dict` may be taken; False ends
+            `measurements` there, before its next row.
 
     Attributes:
         config: the settings.
@@ -88,10 +89,10 @@ class GIHRun:
         training, validation: the compressed chains; `validation` is None without held-out chains.
     """
 
-    def __init__(self, config: GIHConfig, *, progress: Callable[[Progress], None] | None = None) -> None:
+    def __init__(self, config: GIHConfig, *, watch: Callable[[Progress], bool] | None = None) -> None:
         self.config = config
         self.model = config.build_model()
-        self._progress = progress
+        self._watch = watch
         chains = compress(draw_chains(config).tokens, self.model)
         self.training = chains.take(slice(0, config.n_training))
         self.validation = chains.take(slice(config.n_training, None)) if config.n_validation else None
@@ -110,21 +111,21 @@ class GIHRun:
     def measurements(self) -> Iterator[Measurement]:
         """Train to the end, yielding a row at every measured time; the first of a stage is its start.
 
+        Ends early where `watch` says so; the next call goes on there.
+
         Raises:
             NonFiniteError: training diverged; the rows before were yielded.
         """
         while not self.finished:
             stage = self._stages[self._stage]
             times = stage.measured_times()
-            with_spectrum = _spectrum_places(len(times), self.config.hessian_points)
+            with_spectrum = _spectrum_places(times, self.config.hessian_points)
             while self._next < len(times):
                 trainer = self._trainer = self._trainer or self._make_trainer(stage)
-                trainer.advance(times[self._next])
+                if not trainer.advance(times[self._next], watch=self._look):
+                    return
                 row = self.measure(spectrum=self._next in with_spectrum)
                 self._next += 1
-                if self._progress:
-                    n_stages = len(self._stages)
-                    self._progress(Progress(stage=self._stage, n_stages=n_stages, time=row.time, total=times[-1]))
                 if self._next == len(times):  # before the row is handed out, so that a state saved there is complete
                     self._stage, self._next, self._trainer = self._stage + 1, 0, None
                     yield row
@@ -198,6 +199,14 @@ class GIHRun:
             self._trainer = self._make_trainer(self._stages[self._stage])
             self._trainer.load_state_dict(state["trainer"])
 
+    def _look(self) -> bool:
+        if self._watch is None or self._trainer is None:
+            return True
+        stage = self._stages[self._stage]
+        total = stage.flow_time or float(stage.epochs)
+        now = Progress(stage=self._stage, n_stages=len(self._stages), time=self._trainer.time, total=total)
+        return self._watch(now)
+
     def _make_trainer(self, stage: Stage) -> StageTrainer:
         config = self.config
         return StageTrainer(self.model, self.training, stage, loss=config.loss, eps=config.eps, seed=config.seed)
@@ -225,8 +234,10 @@ def _losses(engine: Engine, eps: float) -> tuple[float, float, float]:
     return means[0], means[1], engine.hits().double().mean().item()
 
 
-def _spectrum_places(n_rows: int, n_points: int) -> set[int]:
-    """Return which rows of a stage carry a spectrum: evenly spread over the rows, the first and the last included."""
+def _spectrum_places(times: list[float], n_points: int) -> set[int]:
+    """Return which rows of a stage carry a spectrum: evenly spread over log(1 + time), the first and last included."""
     if n_points == 0:
         return set()
-    return {round(place) for place in np.linspace(0, n_rows - 1, max(2, min(n_points, n_rows))).tolist()}
+    decades = np.log1p(times)
+    wanted = np.linspace(0, decades[-1], max(2, n_points))
+    return {int(np.abs(decades - place).argmin()) for place in wanted}

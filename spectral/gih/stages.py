@@ -6,7 +6,7 @@ remembers passes over such a time, so a run that is interrupted there and resume
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,6 +50,11 @@ class Stage:
     flow_time: float = 0.0
     optimizer: Optimizer = "sgd"
     batch_size: int = 0
+
+    @property
+    def length(self) -> str:
+        """Return in words how long the stage is."""
+        return f"flow time {self.flow_time:g}" if self.flow_time else f"{self.epochs:,} epochs at lr {self.lr:g}"
 
     def faults(self) -> list[str]:
         """Return what is wrong with the stage, one line per fault."""
@@ -127,22 +132,33 @@ class StageTrainer:
         self._first_step: float | None = None
         self._adam = torch.optim.Adam(self._parameters, lr=stage.lr) if stage.optimizer == "adam" else None
 
-    def advance(self, until: float | int) -> None:
+    def advance(self, until: float | int, *, watch: Callable[[], bool] | None = None) -> bool:
         """Train up to this epoch (of a descent) or time (of a flow).
+
+        Args:
+            until: where to stop.
+            watch: called after every epoch, when `time` and `state_dict` are up to date; False stops there.
+
+        Returns:
+            Whether `until` was reached.
 
         Raises:
             NonFiniteError: a parameter became NaN or infinite.
         """
-        if self._stage.flow_time and until > self.time:
-            self._flow(float(until))
-        else:
-            for epoch in range(int(self.time), int(until)):
-                self._epoch(epoch)
-        self.time = float(until)
+        going = True
+        if self._stage.flow_time:
+            if until > self.time:
+                self._flow(float(until))
+            self.time = float(until)
+        while going and self.time < until:
+            self._epoch(int(self.time))
+            self.time += 1.0
+            going = watch is None or watch()
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters):
             name = "+".join(self._stage.train)
-            msg = f"training {name} diverged before time {until:g} of its stage; reduce lr={self._stage.lr:g}"
+            msg = f"training {name} diverged before time {self.time:g} of its stage; reduce lr={self._stage.lr:g}"
             raise NonFiniteError(msg)
+        return self.time >= until
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything beside the model's parameters that the rest of the stage depends on."""

@@ -2,11 +2,11 @@
 
 from spectral.models.disentangled import (
     DisentangledTransformer,
-    FullDisentangledTransformer,
     head_subsets,
     subset_products,
     window_offsets,
 )
+from spectral.models.disentangled_full import FullDisentangledTransformer
 from spectral.models.last_token import LastTokenLoss, last_token_criterion, last_token_loss, last_token_losses
 from spectral.models.transformer import (
     Transformer,

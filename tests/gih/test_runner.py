@@ -116,9 +116,14 @@ def test_a_state_of_other_settings_is_refused():
 
 def test_progress_counts_to_the_end_of_every_stage():
     told = []
-    run = GIHRun(GIHConfig(**SMALL, train=("c", "a"), n_epochs=(3, 2)), progress=told.append)
-    n_rows = len(list(run.measurements()))
-    assert len(told) == n_rows == 7
+
+    def watch(progress):
+        told.append(progress)
+        return True
+
+    run = GIHRun(GIHConfig(**SMALL, train=("c", "a"), n_epochs=(3, 2)), watch=watch)
+    assert len(list(run.measurements())) == 7
+    assert len(told) == 5
     assert [(p.stage, p.time, p.total) for p in told if p.time == p.total] == [(0, 3.0, 3.0), (1, 2.0, 2.0)]
     assert told[0].n_stages == 2
 

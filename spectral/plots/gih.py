@@ -1,0 +1,69 @@
+"""All figures of an experiment on generalised induction heads, and drawing them into its folder."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from spectral.errors import RunDirectoryError
+from spectral.gih import GIHResults
+from spectral.plots.command import render
+from spectral.plots.gih_generalisation import generalisation
+from spectral.plots.gih_losses import hessian_eigenvalues, losses
+from spectral.plots.gih_source import MissingPartError
+from spectral.plots.gih_stages import stages
+from spectral.plots.gih_weights import relative_positions
+from spectral.storage import write_bytes_atomic
+
+GIH_FIGURES: dict[str, Callable[[GIHResults], Figure]] = {
+    "stages": stages,
+    "relative_positions": relative_positions,
+    "losses": losses,
+    "hessian_eigenvalues": hessian_eigenvalues,
+    "generalisation": generalisation,
+}
+"""Name, which is also the file name -> function from a run to a figure."""
+
+
+def draw_gih_run(
+    run_path: str | os.PathLike[str],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    formats: Sequence[str] = ("png", "pdf"),
+    dpi: int = 160,
+    progress: Callable[[str], None] | None = None,
+) -> list[Path]:
+    """Draw every figure that an experiment has data for; return the files written.
+
+    Args:
+        run_path: a run folder of `spectral train-gih`; live and dead runs are drawn as far as they got.
+        output: folder for the files; None takes `figures` in the run folder.
+        formats: png, pdf, svg.
+        dpi: of PNG files.
+        progress: receives one line per figure.
+
+    Raises:
+        RunDirectoryError: no run there, or the output folder cannot be written. ResultsFileError: a damaged file.
+    """
+    say = progress or (lambda line: None)
+    run = GIHResults(run_path)
+    folder = run.path / "figures" if output is None else Path(output)
+    written: list[Path] = []
+    for name, draw in GIH_FIGURES.items():
+        try:
+            figure = draw(run)
+        except MissingPartError as error:
+            say(f"{name} left out: {error}")
+            continue
+        files = [folder / f"{name}.{form}" for form in formats]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in files:
+                write_bytes_atomic(file, render(figure, file.suffix[1:], dpi=dpi))
+        except OSError as error:
+            msg = f"{folder} cannot be written ({error.strerror}); choose another folder or free some space"
+            raise RunDirectoryError(msg) from error
+        written += files
+        say(f"{name} written: {', '.join(file.name for file in files)}")
+    return written
