@@ -9,9 +9,11 @@ that `--help` and a mistyped flag are answered at once.
 from spectral.cli.densify_command import DENSIFY_FLAGS, densify
 from spectral.cli.detect_command import DETECT_FLAGS, detect
 from spectral.cli.dispatch import main
+from spectral.cli.export_command import EXPORT_FLAGS, export
 from spectral.cli.outcome import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from spectral.cli.probe_step_command import PROBE_STEP_FLAGS, describe_probe_step, probe_step
 from spectral.cli.settings import COMMAND_FLAGS, parse_train
+from spectral.cli.show_command import SHOW_FLAGS, show
 from spectral.cli.study_command import STUDY_FLAGS, study
 from spectral.cli.train_command import train
 from spectral.cli.verdict import describe_verdict
@@ -23,15 +25,19 @@ __all__ = [
     "DETECT_FLAGS",
     "EXIT_INTERRUPTED",
     "EXIT_USER_ERROR",
+    "EXPORT_FLAGS",
     "PROBE_STEP_FLAGS",
+    "SHOW_FLAGS",
     "STUDY_FLAGS",
     "densify",
     "describe_probe_step",
     "describe_verdict",
     "detect",
+    "export",
     "main",
     "parse_train",
     "probe_step",
+    "show",
     "study",
     "train",
     "visualize",
