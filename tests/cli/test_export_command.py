@@ -34,6 +34,9 @@ def check_tables(frames, folder):
     from spectral.storage import open_run
 
     run, checked = open_run(folder), 0
+    labelled = {
+        group: run.to_xarray(group) for group in ("train", "behaviour", "hessian", "circuits", "detector", "causal")
+    }
     for name, (dims, values, _) in stored(folder).items():
         group, column = name.split("/")
         if group == "probes":
@@ -45,7 +48,7 @@ def check_tables(frames, folder):
             steps = np.broadcast_to(run.steps_of(group).reshape(-1, *[1] * (values.ndim - 1)), values.shape)
             assert_same(frame["step"].to_numpy(), steps)
             for axis, dim in enumerate(dims[1:], 1):
-                labels = run.to_xarray(group)[dim].values
+                labels = labelled[group][dim].values
                 wanted = np.broadcast_to(
                     labels.reshape([-1 if i == axis else 1 for i in range(len(dims))]), values.shape
                 )
