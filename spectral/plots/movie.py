@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 import numpy as np
 from matplotlib.animation import FFMpegWriter
@@ -30,7 +30,7 @@ def write_movie(
     *,
     output: str | os.PathLike[str] | None = None,
     dpi: int = 100,
-    stream: TextIO | None = None,
+    stream: Any = None,
 ) -> Path:
     """Write a movie of a run.
 
@@ -39,7 +39,7 @@ def write_movie(
         subject: `attention` or `spectrum`.
         output: file to write, `.gif` or `.mp4`; None takes `<run>/figures/<subject>.gif`.
         dpi: resolution.
-        stream: receives progress, a bar on a terminal and lines elsewhere; None is silent.
+        stream: text stream that receives progress, a bar on a terminal and lines elsewhere; None is silent.
 
     Returns:
         The file. It appears whole or not at all. Of more than 300 snapshots evenly spread ones become frames.
@@ -114,7 +114,7 @@ def _write_mp4(frames: Frames, shown: Iterator[int], path: Path, dpi: int) -> No
             writer.grab_frame()
 
 
-def _told(shown: list[int], stream: TextIO | None) -> Iterator[int]:
+def _told(shown: list[int], stream: Any) -> Iterator[int]:
     if stream is None:
         yield from shown
     elif stream.isatty():

@@ -1,7 +1,7 @@
 """What the movies show: a figure that is laid out once, and what changes in it from frame to frame."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,13 +19,14 @@ from spectral.plots.curvature import CURVATURE_UNIT
 from spectral.plots.overview import ROLES, best_head, corrected_score
 from spectral.plots.panels import curve, run_note, step_axes
 from spectral.plots.source import Head, MissingDataError, head_name, stored, values, values_or_none
-from spectral.plots.style import INK, MUTED, SIGNAL_COLORS, finish, heat_colors, legend_right, new_figure
+from spectral.plots.style import INK, MUTED, SIGNAL_COLORS, finish, heat_colors, house_style, legend_right, new_figure
 from spectral.plots.verdict import mark_transition, read_verdict
 from spectral.storage import Run, list_checkpoints, load_checkpoint
 
 _TRAIL = 6
 
 
+@runtime_checkable
 class Frames(Protocol):
     """A figure and how it looks at each of its frames."""
 
@@ -43,6 +44,7 @@ class AttentionFrames:
         MissingDataError: the run stores no patterns and has no checkpoint to compute them from.
     """
 
+    @house_style()
     def __init__(self, run: Run) -> None:
         self.steps, self.patterns, origin = _patterns(run)
         self.n_frames = len(self.steps)
@@ -92,6 +94,7 @@ class SpectrumFrames:
         MissingDataError: the run holds no eigenvalues.
     """
 
+    @house_style()
     def __init__(self, run: Run) -> None:
         self.top = values(run, "hessian/eigenvalues")
         self.bottom = values_or_none(run, "hessian/negative_eigenvalues")
@@ -211,10 +214,10 @@ def _now(axes: Axes, run: Run, steps: np.ndarray) -> Callable[[float], None]:
     step_axes([axes], np.concatenate([run.steps, steps]))
     mark_transition([axes], read_verdict(run))
     line: Line2D = axes.axvline(float(steps[0]), color=INK, lw=1.4, gid="now")
-    axes.set_title(f"step {steps[-1]:,}", weight="bold")
+    axes.set_title(f"step {steps[-1]:,}", weight="bold", loc="left")
 
     def move(step: float) -> None:
         line.set_xdata([step, step])
-        axes.set_title(f"step {step:,.0f}", weight="bold")
+        axes.set_title(f"step {step:,.0f}", weight="bold", loc="left")
 
     return move
