@@ -17,7 +17,7 @@ from spectral.cli.show_command import SHOW_FLAGS, show
 from spectral.cli.study_command import STUDY_FLAGS, study
 from spectral.cli.train_command import train
 from spectral.cli.verdict import describe_verdict
-from spectral.cli.visualize_command import visualize
+from spectral.cli.visualize_command import VISUALIZE_FLAGS, visualize
 
 __all__ = [
     "COMMAND_FLAGS",
@@ -29,6 +29,7 @@ __all__ = [
     "PROBE_STEP_FLAGS",
     "SHOW_FLAGS",
     "STUDY_FLAGS",
+    "VISUALIZE_FLAGS",
     "densify",
     "describe_probe_step",
     "describe_verdict",
