@@ -82,16 +82,27 @@ def test_patterns_that_were_not_stored_come_from_the_checkpoints(tmp_path):
     from spectral.plots.movie_frames import AttentionFrames
     from spectral.storage import load_checkpoint
 
-    flags = ["--preset", "tiny", "--num_steps", "20", "--checkpoint_interval", "10", "--attention_positions", "0"]
+    flags = [
+        "--preset",
+        "tiny",
+        "--num_steps",
+        "8",
+        "--checkpoint_interval",
+        "4",
+        "--attention_positions",
+        "0",
+        "--eigen_interval",
+        "8",
+    ]
     assert train([*flags, "--runs_dir", str(tmp_path), "--run_name", "bare", "--quiet"]) == 0
     run = open_run(tmp_path / "bare")
     frames = AttentionFrames(run)
-    assert list(frames.steps) == [10, 20]
+    assert list(frames.steps) == [0, 4, 8]
     model = Transformer.from_config(RunConfig.from_dict(run.config)).eval()
-    model.load_state_dict(load_checkpoint(tmp_path / "bare" / "checkpoints" / "step_000000020.pt")["model"])
+    model.load_state_dict(load_checkpoint(tmp_path / "bare" / "checkpoints" / "step_000000008.pt")["model"])
     with torch.no_grad():
         _, patterns = model.forward_with_patterns(torch.as_tensor(run.probe("repeat_tokens")[:1]))
-    np.testing.assert_array_equal(frames.patterns[1], patterns[0].numpy())
+    np.testing.assert_array_equal(frames.patterns[-1], patterns[0].numpy())
     assert "from the checkpoints" in frames.figure.texts[1].get_text()
     shutil.rmtree(tmp_path / "bare" / "checkpoints")
     animate(tmp_path / "bare", "--animate", "attention", expect=2)

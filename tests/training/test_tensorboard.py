@@ -46,6 +46,8 @@ def test_the_log_holds_the_scalars_and_the_weights_do_not_change(tmp_path):
     assert_log_equals_results(logged)
     assert same_weights(plain, logged)
     assert not (plain / "tensorboard").exists()
+    resume_here(plain, *TENSORBOARD)  # a finished run gets its log afterwards
+    assert_log_equals_results(plain)
 
 
 def test_a_killed_and_resumed_run_has_every_event_once(tmp_path):
@@ -53,7 +55,7 @@ def test_a_killed_and_resumed_run_has_every_event_once(tmp_path):
     flags = [
         *SMALL,
         "--num_steps",
-        "80",
+        "40",
         "--eigen_interval",
         "8",
         "--checkpoint_interval",
@@ -66,13 +68,7 @@ def test_a_killed_and_resumed_run_has_every_event_once(tmp_path):
     kill(process)
     resume_here(folder)  # by itself, without the flag
     log = assert_log_equals_results(folder)
-    assert log["train/loss"][-1][0] == 80
-
-
-def test_a_resumed_run_can_begin_a_log(tmp_path):
-    folder = train_here(tmp_path / "late")
-    resume_here(folder, *TENSORBOARD)
-    assert_log_equals_results(folder)
+    assert log["train/loss"][-1][0] == 40
 
 
 def test_without_the_package_there_is_one_line_and_no_run(tmp_path, monkeypatch, capsys):
