@@ -59,8 +59,18 @@ def test_the_reading_example_runs_on_a_real_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ["--preset", "tiny", "--num_steps", "20", "--run_name", "demo", "--quiet"]
     assert spectral.cli.train(flags) == 0
-    (block,) = code_blocks("docs/results_file.md")
-    exec(compile(block, "docs/results_file.md", "exec"), {})
+    for page in ("docs/results_file.md", "docs/figures.md"):
+        (block,) = code_blocks(page)
+        exec(compile(block, page, "exec"), {})
+
+
+def test_every_figure_is_in_the_gallery_with_a_small_thumbnail():
+    from spectral.plots import FIGURES
+
+    text = (ROOT / "docs/figures.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)`<br>", text, flags=re.MULTILINE) == [*FIGURES, "overlay", "transitions"]
+    for image in re.findall(r"\((images/figures/\S+)\)", text):
+        assert (ROOT / "docs" / image).stat().st_size < 200_000, image
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -94,12 +104,13 @@ def test_every_dataset_of_a_run_is_in_the_table_and_the_other_way_round():
 
 
 def test_every_flag_named_in_the_readme_exists():
-    from spectral.cli import COMMAND_FLAGS, DENSIFY_FLAGS, DETECT_FLAGS, PROBE_STEP_FLAGS, STUDY_FLAGS, TRAIN_GIH_FLAGS
+    from spectral import cli
     from spectral.config import FIELD_NAMES
     from spectral.gih import GIHConfig
 
-    flags = (COMMAND_FLAGS, DENSIFY_FLAGS, DETECT_FLAGS, PROBE_STEP_FLAGS, STUDY_FLAGS, TRAIN_GIH_FLAGS)
-    known = {*FIELD_NAMES, *GIHConfig().to_dict(), *(name for command in flags for name in command), "help"}
+    flags = [getattr(cli, name) for name in cli.__all__ if name.endswith("_FLAGS")]
+    known = {*FIELD_NAMES, *GIHConfig().to_dict(), *(name for command in flags for name in command)}
+    known |= {"help", "logdir"}  # the second is TensorBoard's own
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         for flag in re.findall(r"(?<![\w-])--([a-z][\w-]+)", text):

@@ -9,15 +9,17 @@ that `--help` and a mistyped flag are answered at once.
 from spectral.cli.densify_command import DENSIFY_FLAGS, densify
 from spectral.cli.detect_command import DETECT_FLAGS, detect
 from spectral.cli.dispatch import main
+from spectral.cli.export_command import EXPORT_FLAGS, export
 from spectral.cli.outcome import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from spectral.cli.probe_step_command import PROBE_STEP_FLAGS, describe_probe_step, probe_step
 from spectral.cli.settings import COMMAND_FLAGS, parse_train
+from spectral.cli.show_command import SHOW_FLAGS, show
 from spectral.cli.study_command import STUDY_FLAGS, study
 from spectral.cli.train_command import train
 from spectral.cli.train_gih_command import train_gih
 from spectral.cli.train_gih_settings import TRAIN_GIH_FLAGS
 from spectral.cli.verdict import describe_verdict
-from spectral.cli.visualize_command import visualize
+from spectral.cli.visualize_command import VISUALIZE_FLAGS, visualize
 
 __all__ = [
     "COMMAND_FLAGS",
@@ -25,16 +27,21 @@ __all__ = [
     "DETECT_FLAGS",
     "EXIT_INTERRUPTED",
     "EXIT_USER_ERROR",
+    "EXPORT_FLAGS",
     "PROBE_STEP_FLAGS",
+    "SHOW_FLAGS",
     "STUDY_FLAGS",
     "TRAIN_GIH_FLAGS",
+    "VISUALIZE_FLAGS",
     "densify",
     "describe_probe_step",
     "describe_verdict",
     "detect",
+    "export",
     "main",
     "parse_train",
     "probe_step",
+    "show",
     "study",
     "train",
     "train_gih",

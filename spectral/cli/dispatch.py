@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 
 from spectral.cli.densify_command import densify
 from spectral.cli.detect_command import detect
+from spectral.cli.export_command import export
 from spectral.cli.outcome import EXIT_USER_ERROR, report
 from spectral.cli.probe_step_command import probe_step
+from spectral.cli.show_command import show
 from spectral.cli.study_command import study
 from spectral.cli.train_command import train
 from spectral.cli.train_gih_command import train_gih
@@ -17,6 +19,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "train-gih": train_gih,
     "visualize": visualize,
+    "show": show,
+    "export": export,
     "detect": detect,
     "densify": densify,
     "probe-step": probe_step,

@@ -32,6 +32,8 @@ COMMAND_FLAGS = {
     "resume": "continue the run in this folder from its newest checkpoint, bit for bit",
     "resume_anyway": "resume although the machine or the library versions differ from those of the checkpoint",
     "dry_run": "print the resolved settings, the schedule, the parameter count and a time estimate, then stop",
+    "log_to": "tensorboard: keep a copy of the scalars in the run folder, for `tensorboard --logdir runs`; a "
+    "resumed run goes on with it by itself",
     "quiet": "no progress output",
 }
 
@@ -99,6 +101,7 @@ def _command_parser() -> argparse.ArgumentParser:
 def _add_command_flags(parser: Any) -> None:
     for name in ("preset", "config", "run_name", "resume"):
         parser.add_argument(f"--{name}", default=None, help=COMMAND_FLAGS[name])
+    parser.add_argument("--log_to", choices=("tensorboard",), default=None, help=COMMAND_FLAGS["log_to"])
     parser.add_argument("--runs_dir", default="runs", help=COMMAND_FLAGS["runs_dir"])
     for name in ("overwrite", "resume_anyway", "dry_run", "quiet"):
         parser.add_argument(f"--{name}", action="store_true", help=COMMAND_FLAGS[name])

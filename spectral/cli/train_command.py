@@ -28,9 +28,12 @@ def _train(arguments: list[str]) -> int:
         return _dry_run(config)
     from spectral.storage import RunDirectory
     from spectral.training.setup import check_runnable
+    from spectral.training.tensorboard import require_tensorboard
 
     path = _run_path(command)
     check_runnable(config)  # before anything is written or, with --overwrite, deleted
+    if command["log_to"]:
+        require_tensorboard()
     with RunDirectory.create(path, config.to_dict(), overwrite=command["overwrite"]) as directory:
         return _run(config, directory, command, resume=False)
 
@@ -79,7 +82,14 @@ def _run(config: RunConfig, directory: Any, command: dict[str, Any], *, resume: 
 
     keep_freed_memory()
     progress = None if command["quiet"] else Progress(config.num_steps)
-    trainer = Trainer(config, directory, resume=resume, resume_anyway=command["resume_anyway"], progress=progress)
+    trainer = Trainer(
+        config,
+        directory,
+        resume=resume,
+        resume_anyway=command["resume_anyway"],
+        progress=progress,
+        tensorboard=_wants_tensorboard(command, directory.path, progress),
+    )
     if progress is not None:
         progress.start(trainer.completed)
         progress.message(_opening_line(trainer))
@@ -103,6 +113,23 @@ def _run(config: RunConfig, directory: Any, command: dict[str, Any], *, resume: 
             print(describe_verdict(run.transitions))
     print(f"figures: python visualize_results.py {path}")
     return 0
+
+
+def _wants_tensorboard(command: dict[str, Any], run: Path, progress: Any) -> bool:
+    """Tell whether to keep a log for TensorBoard: when asked, and when a resumed run has one."""
+    from spectral.training.tensorboard import FOLDER, require_tensorboard
+
+    if command["log_to"] or not (run / FOLDER).exists():
+        if command["log_to"]:
+            require_tensorboard()
+        return bool(command["log_to"])
+    try:
+        require_tensorboard()
+    except ConfigError as error:
+        if progress is not None:
+            progress.message(f"{run / FOLDER} is not continued: {error}")
+        return False
+    return True
 
 
 def _opening_line(trainer: Any) -> str:

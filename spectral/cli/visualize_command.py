@@ -1,74 +1,109 @@
-"""`python visualize_results.py RUN`: draw a run's figures."""
+"""`python visualize_results.py RUN`: figures and report of a run, a comparison of several, a movie, a live page."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from spectral.cli import views
+from spectral.cli.live import LIVE_FLAGS, add_live_flags, check_live_flags, serve_live
 from spectral.cli.outcome import guarded
 from spectral.cli.parsing import parse_or_raise, with_underscores
-from spectral.cli.verdict import describe_verdict
 from spectral.errors import ConfigError
+
+VISUALIZE_FLAGS = {
+    "output": "folder for figures and report (default the run's own, or for several runs `comparison` beside them); "
+    "with --animate the file, .gif or .mp4",
+    "formats": "comma-separated: png, pdf, svg",
+    "dpi": "resolution of PNG files and movies",
+    "figures": "draw these figures alone, for example eigenvalues head_scores",
+    "no_report": "figures only, no report.html",
+    "report_only": "report.html only, no figures",
+    "style": "matplotlib style file on top of the suite's own, or a name: paper",
+    "plain": "no title and no notes above the panels, for figures with a caption of their own",
+    "align": "curves of several runs at their detected midpoint or by step; the midpoint if every run has one",
+    "animate": "write a movie instead: attention (heads forming) or spectrum (eigenvalues moving)",
+    "live": "serve the report on this machine while the run goes on",
+    **LIVE_FLAGS,
+}
+
+_OF_ONE_RUN = ("animate", "figures", "no_report", "report_only", "live")
+_OF_ORDINARY_RUNS = ("animate", "figures", "report_only", "live")
 
 
 def visualize(argv: Sequence[str] | None = None) -> int:
-    """Draw a run's figures: the command behind `visualize_results.py`. Returns the exit code."""
+    """Show runs: the command behind `visualize_results.py`. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return guarded(lambda: _visualize(arguments))
 
 
 def _visualize(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="visualize_results.py",
-        description="Draw the figures of a run. Works on finished, running and crashed runs.",
+    chosen = parse_or_raise(_parser(), with_underscores(arguments))
+    check_live_flags(chosen)
+    files = views.Files(
+        output=chosen.output, formats=_formats(chosen.formats), dpi=chosen.dpi, only=tuple(chosen.figures)
     )
-    parser.add_argument("run", help="run folder, for example runs/demo")
-    parser.add_argument("--output", default=None, help="folder for the figures; default <run>/figures")
-    parser.add_argument("--formats", default="png,pdf", help="comma-separated: png, pdf, svg (default: png,pdf)")
-    parser.add_argument("--dpi", type=int, default=150, help="resolution of PNG files (default: 150)")
-    chosen = parse_or_raise(parser, with_underscores(arguments))
-    formats = tuple(part.strip().lower() for part in chosen.formats.split(",") if part.strip())
-    unknown = sorted(set(formats) - {"png", "pdf", "svg"})
-    if unknown or not formats:
-        raise ConfigError([f"--formats {chosen.formats!r}; use a comma-separated list of png, pdf and svg"])
     if not 30 <= chosen.dpi <= 1200:
         raise ConfigError([f"--dpi {chosen.dpi}; give a resolution between 30 and 1200"])
+    if chosen.report_only and (chosen.no_report or chosen.figures):
+        other = "no_report" if chosen.no_report else "figures"
+        raise ConfigError([f"--report_only and --{other} exclude each other; drop one of them"])
     from spectral.gih import is_gih_run
+    from spectral.plots.compare.runs import is_run_folder
+    from spectral.plots.style import figure_options
 
-    path = Path(chosen.run)
-    if is_gih_run(path):
-        return _visualize_gih(path, output=chosen.output, formats=formats, dpi=chosen.dpi)
-    from spectral.plots.command import draw_run
-
-    written = draw_run(path, output=chosen.output, formats=formats, dpi=chosen.dpi, progress=print)
-    from spectral.storage import open_run
-
-    with open_run(path) as run:
-        if run.layout.references:  # Markov chains
-            written += _draw_acquisition(run, output=chosen.output, formats=formats, dpi=chosen.dpi)
-        print(describe_verdict(run.transitions) if run.transitions else f"no verdict yet: the run is {run.status}")
-    print(f"{len(written)} files in {written[0].parent if written else chosen.output or path / 'figures'}")
-    return 0
-
-
-def _draw_acquisition(run: Any, *, output: str | None, formats: tuple[str, ...], dpi: int) -> list[Path]:
-    """Draw from which observer of Markov chains to which the model passed, and say when."""
-    from spectral.plots.gih_acquisition import draw_acquisition
-
-    folder = run.path / "figures" if output is None else Path(output)
-    written, passages = draw_acquisition(run, folder, formats=formats, dpi=dpi)
-    print(f"staged_acquisition written: {', '.join(file.name for file in written)}\n{passages}")
-    return written
+    paths = [Path(run) for run in chosen.run]
+    path = paths[0]
+    is_gih = len(paths) == 1 and is_gih_run(path)
+    several = len(paths) > 1 or (path.is_dir() and not is_gih and not is_run_folder(path))
+    _refuse(chosen, () if several else ("align",), "one run")
+    _refuse(chosen, _OF_ONE_RUN if several else (), "several runs")
+    _refuse(chosen, _OF_ORDINARY_RUNS if is_gih else (), "a run of train-gih")
+    if chosen.live:
+        return serve_live(path, host=chosen.host, port=chosen.port, open_browser=chosen.open)
+    with figure_options(style=chosen.style, plain=chosen.plain):
+        if several:
+            return views.show_comparison(paths, files, align=chosen.align)
+        if is_gih:
+            return views.show_gih_run(path, files)
+        if chosen.animate:
+            return views.show_movie(path, files, what=chosen.animate)
+        report = not chosen.no_report and not chosen.figures
+        return views.show_run(path, files, figures=not chosen.report_only, report=report)
 
 
-def _visualize_gih(path: Path, *, output: str | None, formats: tuple[str, ...], dpi: int) -> int:
-    """Draw a run of `spectral train-gih`."""
-    from spectral.gih import GIHResults
-    from spectral.gih.summary import describe
-    from spectral.plots.gih import draw_gih_run
+def _refuse(chosen: argparse.Namespace, names: Sequence[str], what: str) -> None:
+    """Raise a `ConfigError` for the first of the flags that was given."""
+    for name in names:
+        if getattr(chosen, name):
+            raise ConfigError([f"--{name} has no meaning for {what}; leave it out"])
 
-    written = draw_gih_run(path, output=output, formats=formats, dpi=dpi, progress=print)
-    print(describe(GIHResults(path)))
-    print(f"{len(written)} files in {written[0].parent}")
-    return 0
+
+def _formats(text: str) -> tuple[str, ...]:
+    formats = tuple(part.strip().lower() for part in text.split(",") if part.strip())
+    if set(formats) - {"png", "pdf", "svg"} or not formats:
+        raise ConfigError([f"--formats {text!r}; use a comma-separated list of png, pdf and svg"])
+    return formats
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="visualize_results.py",
+        description="Draw the figures of a run and write its report.html. Of several runs, or of a folder of them, draw "
+        "a comparison with median and quartiles over seeds. Works on finished, running and crashed runs.",
+    )
+    add, told = parser.add_argument, VISUALIZE_FLAGS
+    add("run", nargs="+", help="run folder, for example runs/demo; several, or a folder of them, are compared")
+    add("--output", default=None, metavar="PLACE", help=told["output"])
+    add("--formats", default="png,pdf", help=f"{told['formats']} (default: png,pdf)")
+    add("--dpi", type=int, default=150, help=f"{told['dpi']} (default: 150)")
+    add("--figures", nargs="+", default=[], metavar="NAME", help=told["figures"])
+    for name in ("no_report", "report_only"):
+        add(f"--{name}", action="store_true", help=told[name])
+    add("--style", default=None, metavar="FILE", help=told["style"])
+    add("--plain", action="store_true", help=told["plain"])
+    add("--align", choices=("midpoint", "step"), default=None, help=told["align"])
+    add("--animate", choices=("attention", "spectrum"), default=None, help=told["animate"])
+    add("--live", action="store_true", help=told["live"])
+    add_live_flags(parser)
+    return parser

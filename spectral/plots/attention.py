@@ -30,7 +30,7 @@ def attention_patterns(run: Run) -> Figure:
         patterns = stored(run, "circuits/attention_pattern")
         steps = run.steps
         rows = stages(steps, verdict.onset, verdict.midpoint, verdict.end)
-        heads, roles = _choose(run)
+        heads, roles = choose_heads(run)
         shown = measured(run, "circuits/attention_pattern", patterns[rows])
         n_heads = run.layout.n_layers * run.layout.n_heads
         which = f"{len(heads)} of {n_heads} heads, chosen by score" if len(heads) < n_heads else f"all {n_heads} heads"
@@ -70,7 +70,7 @@ def attention_patterns(run: Run) -> Figure:
                 image = axes.imshow(
                     np.ma.masked_invalid(shown[r, layer, head]), cmap=heat_colors(), norm=norm, interpolation="nearest"
                 )
-                _frame(axes, roles.get((layer, head)))
+                frame_by_role(axes, roles.get((layer, head)))
                 _ticks(axes, labels, patterns.shape[-1], left=c == 0, bottom=r == len(rows) - 1)
                 if r == 0:
                     role = roles.get((layer, head))
@@ -98,7 +98,7 @@ def attention_patterns(run: Run) -> Figure:
 _WORDS = {"induction_score": "induction", "previous_token_score": "prev. token"}
 
 
-def _choose(run: Run) -> tuple[list[Head], dict[Head, str]]:
+def choose_heads(run: Run) -> tuple[list[Head], dict[Head, str]]:
     """Return the heads to draw and the role of the two best ones."""
     peaks: list[np.ndarray] = []
     roles: dict[Head, str] = {}
@@ -115,7 +115,8 @@ def _choose(run: Run) -> tuple[list[Head], dict[Head, str]]:
     return first + sorted(others[: MAX_COLUMNS - len(first)]), roles
 
 
-def _frame(axes: Axes, role: str | None) -> None:
+def frame_by_role(axes: Axes, role: str | None) -> None:
+    """Frame a map in the colour of its head's role; thinly where it has none."""
     for spine in axes.spines.values():
         spine.set_visible(True)
         spine.set_linewidth(0.6 if role is None else 2.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from spectral.errors import RunDirectoryError
+from spectral.errors import ConfigError, RunDirectoryError
 from spectral.plots.figures import FIGURES
 from spectral.plots.source import MissingDataError
 from spectral.plots.style import house_style
@@ -23,6 +23,7 @@ def draw_run(
     output: str | os.PathLike[str] | None = None,
     formats: Sequence[str] = ("png", "pdf"),
     dpi: int = DPI,
+    only: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Draw every figure that the run has data for.
@@ -32,6 +33,7 @@ def draw_run(
         output: folder for the files; None takes `figures` in the run folder. It is made when missing.
         formats: of the files: png, pdf, svg.
         dpi: dots per inch of PNG files and of heat maps inside PDF files.
+        only: draw these figures of `FIGURES`; empty = all of them.
         progress: receives one line per figure: the files written, or why it was left out.
 
     Returns:
@@ -40,7 +42,7 @@ def draw_run(
     Raises:
         RunDirectoryError: no run there, or the output folder cannot be written.
         ResultsFileError: a damaged results file. MissingDataError: the run holds nothing to draw yet.
-        ValueError: an unknown format or a dpi below 1.
+        ConfigError: an unknown figure. ValueError: an unknown format or a dpi below 1.
     """
     unknown = [form for form in formats if form not in FORMATS]
     if unknown or not formats:
@@ -49,12 +51,17 @@ def draw_run(
     if dpi < 1:
         msg = f"dpi={dpi} is not positive; 160 suits a page"
         raise ValueError(msg)
+    strange = [name for name in only if name not in FIGURES]
+    if strange:
+        raise ConfigError([f"--figures {strange[0]!r} is unknown; use some of {', '.join(FIGURES)}"])
     say = progress or (lambda line: None)
     run = open_run(run_path)
     folder = run.path / "figures" if output is None else Path(output)
     written: list[Path] = []
     left_out: list[MissingDataError] = []
     for name, draw in FIGURES.items():
+        if only and name not in only:
+            continue
         try:
             figure = draw(run)
         except MissingDataError as error:

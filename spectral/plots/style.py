@@ -1,21 +1,29 @@
 """The suite's look: one palette for every figure and page, one style context, and how a figure is begun and ended.
 
-Nothing here changes global state: `house_style` restores matplotlib's settings, and figures are made without pyplot.
+The settings stand in `house.mplstyle` beside this module. Nothing here changes global state: `house_style` restores
+matplotlib's settings, and figures are made without pyplot.
 All colours keep apart under the common colour vision deficiencies (Paul Tol's muted set; mako is perceptually even).
 """
 
+import os
 import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.style
 import numpy as np
-import seaborn
+import seaborn  # noqa: F401  registers the colour maps used here
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from spectral.errors import ConfigError
 
 INK = "#262626"
 MUTED = "#6e6e6e"
@@ -44,51 +52,60 @@ SIGNAL_COLORS = {
 }
 """One colour per quantity, the same in every figure and page."""
 
-_OVERRIDES = {
-    # One font that ships with matplotlib and has Greek letters and arrows: the same picture on every machine.
-    "font.sans-serif": ["DejaVu Sans"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 9.5,
-    "axes.labelsize": 9.0,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.8,
-    "grid.color": "#ebebeb",
-    "grid.linewidth": 0.7,
-    "lines.linewidth": 1.5,
-    "xtick.labelsize": 8.0,
-    "ytick.labelsize": 8.0,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.major.size": 3.0,
-    "ytick.major.size": 3.0,
-    "ytick.minor.size": 1.5,
-    "xtick.minor.size": 1.5,
-    "legend.fontsize": 8.0,
-    "legend.title_fontsize": 8.0,
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    # As files are saved: hinted text is not equally wide at every resolution, and the layout counts its width.
-    "figure.dpi": 160.0,
-    # TrueType in PDFs, so that text stays text in an editor.
-    "pdf.fonttype": 42,
-}
+STYLE_FOLDER = Path(__file__).parent
+"""Of `house.mplstyle`, the look of every figure, and `paper.mplstyle`, a variant for papers."""
 
 _TITLE_SIZE, _NOTE_SIZE = 12.0, 8.5
 _CHARACTER_WIDTH = 0.53  # of the font size, on average
 
 
+_ON_TOP: ContextVar[dict[Any, Any]] = ContextVar("on top of the house style", default={})  # noqa: B039
+_PLAIN: ContextVar[bool] = ContextVar("without titles and notes", default=False)
+
+
 @contextmanager
 def house_style() -> Iterator[None]:
     """Apply the suite's matplotlib settings inside the block and restore the old ones after it."""
-    theme: dict[Any, Any] = {**seaborn.axes_style("ticks"), **seaborn.plotting_context("paper"), **_OVERRIDES}
+    house = matplotlib.rc_params_from_file(STYLE_FOLDER / "house.mplstyle", use_default_template=False)
+    theme: dict[Any, Any] = {**house, **_ON_TOP.get()}
     with matplotlib.rc_context(theme):
         yield
+
+
+@contextmanager
+def figure_options(*, style: str | os.PathLike[str] | None = None, plain: bool = False) -> Iterator[None]:
+    """Change the look of every figure that is drawn and saved inside the block.
+
+    Args:
+        style: a matplotlib style file on top of `house.mplstyle`, or the name of a style: `paper` or one of
+            matplotlib's own.
+        plain: without the bold title and the notes above the panels, which a paper puts into the caption.
+
+    Raises:
+        ConfigError: no such style, or a file that matplotlib cannot read.
+    """
+    tokens = _ON_TOP.set({} if style is None else _read_style(style)), _PLAIN.set(plain)
+    try:
+        yield
+    finally:
+        _ON_TOP.reset(tokens[0])
+        _PLAIN.reset(tokens[1])
+
+
+def _read_style(style: str | os.PathLike[str]) -> dict[Any, Any]:
+    if style == "paper":
+        style = STYLE_FOLDER / "paper.mplstyle"
+    if style in matplotlib.style.library:
+        return dict(matplotlib.style.library[str(style)])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # an unknown setting is a mistake here
+            return dict(matplotlib.rc_params_from_file(style, use_default_template=False))
+    except (OSError, ValueError, UserWarning) as error:
+        names = ", ".join(["paper", *matplotlib.style.available[:3]])
+        raise ConfigError(
+            [f"--style {style} cannot be used ({error}); give a .mplstyle file or a name: {names}, ..."]
+        ) from None
 
 
 def categorical(n: int) -> list[str]:
@@ -122,6 +139,8 @@ def new_figure(width: float, height: float, *, title: str, notes: Sequence[str] 
         title: what the figure shows.
         notes: one paragraph each; long ones are wrapped.
     """
+    if _PLAIN.get():
+        return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03))
     per_line = int(72 * (width - 0.3) / (_NOTE_SIZE * _CHARACTER_WIDTH))
     lines = [line for note in notes for line in textwrap.wrap(note, per_line)]
     header = 0.36 + 0.165 * len(lines) + 0.06

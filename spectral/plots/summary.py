@@ -114,7 +114,7 @@ def _headline(verdict: Verdict) -> str:
 
 
 def _sections(run: Run, verdict: Verdict, missing: list[str]) -> list[tuple[str, list[str]]]:
-    sections = [("What happened", _what(run, verdict))]
+    sections = [("What happened", what_happened(run, verdict))]
     agreeing = _consensus(run).get("agreeing_signals") or {}
     if agreeing:
         lines = [
@@ -123,16 +123,17 @@ def _sections(run: Run, verdict: Verdict, missing: list[str]) -> list[tuple[str,
         sections.append(("Families of signals that agree", lines))
     elif verdict.judged:
         sections.append(("Signal by signal", _signals(run)))
-    order = _order(run)
+    order = what_came_first(run)
     if order:
         sections.append(("What came first", order))
-    sections.append(("How it was trained", _setup(run)))
+    sections.append(("How it was trained", how_trained(run)))
     if missing:
         sections.append(("Not drawn", missing))
     return sections
 
 
-def _what(run: Run, verdict: Verdict) -> list[str]:
+def what_happened(run: Run, verdict: Verdict) -> list[str]:
+    """Return verdict, times, sharpness and p-value of the run in a few lines."""
     if not verdict.judged:
         return [verdict.sentence]
     lines = [f"verdict: {verdict.verdict}"]
@@ -163,7 +164,7 @@ def _signals(run: Run) -> list[str]:
     return lines or ["no signal was judged"]
 
 
-def _order(run: Run) -> list[str]:
+def what_came_first(run: Run) -> list[str]:
     """Return the time lags between signals of different families, those that exclude 0 first."""
     pairs = [pair for pair in run.transitions.get("lead_lag") or [] if isinstance(pair, dict)]
     pairs.sort(key=lambda pair: (not pair.get("resolved"), -abs(float(pair.get("difference") or 0.0))))
@@ -183,7 +184,8 @@ def _order(run: Run) -> list[str]:
     return lines
 
 
-def _setup(run: Run) -> list[str]:
+def how_trained(run: Run) -> list[str]:
+    """Return data, model, optimizer, interval and seed in a few lines."""
     config = run.config
 
     def get(name: str) -> Any:

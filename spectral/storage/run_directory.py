@@ -30,6 +30,8 @@ _KNOWN_ENTRIES = {
     "checkpoints",
     "figures",
     "probe_steps",
+    "export",
+    "tensorboard",
     "model_final.pt",
     "model_final.pt.sha256",
     "report.html",

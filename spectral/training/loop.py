@@ -29,6 +29,7 @@ from spectral.storage import (
     checkpoint_name,
     find_newest_checkpoint,
     list_checkpoints,
+    open_run,
     prune_checkpoints,
     save_checkpoint,
 )
@@ -54,6 +55,8 @@ from spectral.training.setup import (
     make_optimizer,
     select_device,
 )
+from spectral.training.tensorboard import FOLDER as TENSORBOARD_FOLDER
+from spectral.training.tensorboard import TensorBoardLog
 from spectral.training.update import rate_of, training_update
 
 
@@ -85,6 +88,7 @@ class Trainer:
         resume: continue from the newest checkpoint instead of starting.
         resume_anyway: continue although the machine or the library versions differ from those of the checkpoint.
         progress: where to show progress; None = silent.
+        tensorboard: keep a copy of the scalars for TensorBoard in `<run>/tensorboard`.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class Trainer:
         resume: bool = False,
         resume_anyway: bool = False,
         progress: Progress | None = None,
+        tensorboard: bool = False,
     ) -> None:
         self.config, self.directory = config, directory
         self._progress = progress
@@ -122,6 +127,10 @@ class Trainer:
         self.monitor = self._open_monitor(state)
         if state is not None:
             self.monitor.load_state_dict(state["monitor"])
+        self._tensorboard: TensorBoardLog | None = None
+        if tensorboard:  # rows after the checkpoint are gone by now
+            place = directory.path / TENSORBOARD_FOLDER
+            self._tensorboard = TensorBoardLog.rewritten(place, open_run(directory.path) if resume else None)
 
     # the loop
 
@@ -150,6 +159,9 @@ class Trainer:
         except UserError as error:
             self._fail(error)
             raise
+        finally:
+            if self._tensorboard is not None:
+                self._tensorboard.close()
         verdict = None
         if finished:
             verdict = self.monitor.close(judge=self.config.detect)
@@ -210,13 +222,15 @@ class Trainer:
 
     def _log(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
         config = self.config
-        self.monitor.log(
-            self.completed,
-            loss=float(loss),
-            learning_rate=rate_of(config, self.completed - 1),
-            gradient_norm=float(norm),
-            tokens_seen=self.completed * config.batch_size * config.seq_length,
-        )
+        row = {
+            "loss": float(loss),
+            "learning_rate": rate_of(config, self.completed - 1),
+            "gradient_norm": float(norm),
+            "tokens_seen": self.completed * config.batch_size * config.seq_length,
+        }
+        self.monitor.log(self.completed, **row)
+        if self._tensorboard is not None:
+            self._tensorboard.training(self.completed, row)
 
     # snapshots and detection
 
@@ -233,6 +247,8 @@ class Trainer:
             return {f"detector/{name}": value for name, value in self.detector.statistics.items()}
 
         row = self.monitor.snapshot(self.completed, extra=detect, last=self.completed >= self._stop_at)
+        if self._tensorboard is not None:
+            self._tensorboard.snapshot(self.completed, row)
         self._accuracy = float(row["behaviour/induction_accuracy"])
         eigenvalues = row.get("hessian/eigenvalues")
         self._lambda_1 = None if eigenvalues is None else float(eigenvalues[0])

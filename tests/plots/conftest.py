@@ -214,6 +214,12 @@ def make_run(folder, *, steps=STEPS, change=None, status="finished", verdict=Non
     return folder
 
 
+@pytest.fixture(scope="session")
+def make_synthetic():
+    """The writer of synthetic runs, for runs that several tests share."""
+    return make_run
+
+
 @pytest.fixture
 def synthetic():
     """The numbers and the writer of the synthetic run."""
