@@ -1,5 +1,6 @@
 """Curves over steps, with the detected transition behind them; the page marks the chosen step on them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,10 +9,11 @@ import plotly.graph_objects as go
 
 from spectral.plots.behaviour import ACCURACIES
 from spectral.plots.curvature import CURVATURE_UNIT
+from spectral.plots.report.heads import head_keys
 from spectral.plots.report.thinning import curve_points
 from spectral.plots.report.view import View, left_out, new_figure
-from spectral.plots.source import best_heads, head_name, values, values_or_none, yardstick
-from spectral.plots.style import CATEGORICAL, FAINT, INK, MUTED, SIGNAL_COLORS, TRANSITION, ordered
+from spectral.plots.source import values, values_or_none, yardstick
+from spectral.plots.style import INK, MUTED, SIGNAL_COLORS, TRANSITION, ordered
 from spectral.plots.verdict import Verdict
 from spectral.storage import Run
 
@@ -19,7 +21,6 @@ POINTS = 1500  # of one curve; more are not told apart on a screen
 _FEW_POINTS = 25  # up to here single points are marked
 _HEIGHT = 270
 _WIDE = 30.0  # ratio of largest to smallest from which on a linear axis hides the smaller half
-_HEADS = 6
 
 
 def losses(run: Run, verdict: Verdict) -> View:
@@ -32,7 +33,7 @@ def losses(run: Run, verdict: Verdict) -> View:
     named = {
         "train/loss": ("training batch", SIGNAL_COLORS["train_loss"]),
         "behaviour/loss": ("held-out probe", SIGNAL_COLORS["loss"]),
-        "behaviour/induction_loss": ("held-out, where the repeat predicts", SIGNAL_COLORS["induction_loss"]),
+        "behaviour/induction_loss": ("held-out, on repeats", SIGNAL_COLORS["induction_loss"]),
     }
     shown = total = 0
     for dataset, (label, color) in named.items():
@@ -99,7 +100,7 @@ def alignment(run: Run, verdict: Verdict) -> View:
     """
     total = values(run, "hessian/gradient_alignment_total")
     chance = yardstick(run, "hessian/gradient_alignment", "chance")
-    figure = _figure("share of the squared gradient")
+    figure = _figure("share of |gradient|²")
     k = total.shape[1]
     ranks = sorted({1, 2, min(5, k), k} & set(range(1, k + 1)))
     n = sum(
@@ -140,15 +141,13 @@ def _heads(run: Run, verdict: Verdict, name: str, title: str, caption: str) -> V
     scores = values(run, f"circuits/{name}")
     figure = _figure("share of attention")
     # Least first: what is drawn last lies on top.
-    order = best_heads(scores, scores.shape[1] * scores.shape[2])[::-1]
-    shown = 0
-    for place, (layer, head) in enumerate(order):
-        rank = len(order) - 1 - place
-        color = CATEGORICAL[rank] if rank < _HEADS else FAINT
-        label = head_name(layer, head) if rank < _HEADS else f"{len(order) - _HEADS} others"
-        shown += _curve(
-            figure, run.steps, scores[:, layer, head], label, color, legend=rank <= _HEADS, name=head_name(layer, head)
+    order = head_keys(run)[::-1]
+    shown = sum(
+        _curve(
+            figure, run.steps, scores[:, key.layer, key.head], key.label, key.color, legend=key.in_legend, name=key.name
         )
+        for key in order
+    )
     figure.update_layout(legend_traceorder="reversed", hovermode="closest")
     _level(figure, yardstick(run, f"circuits/{name}", "chance"), "chance")
     figure.update_yaxes(range=[-0.03, 1.05])
@@ -181,8 +180,14 @@ def _spectrum(run: Run, prefix: str, symbol: str) -> tuple[go.Figure, str]:
             )  # fmt: skip
     figure.update_layout(legend_traceorder="reversed")
     if log:
-        figure.update_yaxes(type="log", dtick="D2")
+        figure.update_yaxes(type="log", tickvals=_decades(finite.min(), finite.max()), tickformat="~r")
     return figure, left_out(shown, spectrum.size, "points")
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Return 1, 2 and 5 times the powers of ten between two positive numbers; only the powers over a wide range."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [factor * 10.0**power for power in powers for factor in ((1, 2, 5) if len(powers) < 5 else (1,))]
 
 
 def _band(

@@ -3,7 +3,7 @@
 (() => {
   "use strict";
   const GROUPS = ["attention", "weights", "spectrum", "curves"];
-  const PRINT_WIDTH = 690;
+  const PRINT_WIDTH = 680; // A4 and letter less their margins, in CSS pixels
   const at = (id) => document.getElementById(id);
   const live = document.body.dataset.mode === "live";
   const darkPage = window.matchMedia("(prefers-color-scheme: dark)");
@@ -124,7 +124,7 @@
   }
 
   function sized(graph, layout) {
-    const pair = graph.box.parentElement.classList.contains("two");
+    const pair = graph.box.parentElement.classList.contains("two") && graph.view.group !== "attention";
     const width = printing ? (pair ? PRINT_WIDTH / 2 - 12 : PRINT_WIDTH) : graph.plot.clientWidth;
     layout.width = width;
     if (graph.view.size) {
@@ -248,6 +248,7 @@
 
   function chooseProbe() {
     const chosen = at("probe").value;
+    at("probe-printed").textContent = chosen;
     for (const graph of graphs.values()) {
       if (!graph.view.choice) continue;
       graph.box.hidden = graph.view.choice !== chosen;
@@ -311,6 +312,8 @@
       }
     for (const group of GROUPS) at(group).hidden = !content.views.some((view) => view.group === group);
     content.views.forEach(graphFor);
+    const columns = Math.max(...content.views.map((view) => (view.size ? view.size[1] : 0)));
+    at("attention").querySelector(".views").classList.toggle("two", columns <= 4);
     fillMarks();
     fillProbes();
     const running = content.status === "running";
@@ -348,6 +351,7 @@
   }).observe(document.body);
   window.addEventListener("beforeprint", () => {
     printing = true;
+    for (const details of document.querySelectorAll("details.settings")) details.open = true;
     for (const graph of graphs.values()) draw(graph);
   });
   window.addEventListener("afterprint", () => {

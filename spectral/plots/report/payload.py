@@ -8,14 +8,13 @@ import jinja2
 import numpy as np
 from plotly.utils import PlotlyJSONEncoder
 
-from spectral.plots.panels import run_note
 from spectral.plots.report.attention import MAP_BYTES, attention_views
 from spectral.plots.report.curves import CURVES
 from spectral.plots.report.snapshots import SNAPSHOTS
 from spectral.plots.report.story import headline, story
 from spectral.plots.report.tables import commands, config_rows, facts, lead_lag_rows, signal_rows
 from spectral.plots.report.view import View
-from spectral.plots.source import MissingDataError
+from spectral.plots.source import MissingDataError, setting
 from spectral.plots.verdict import Verdict, read_verdict
 from spectral.storage import Run
 
@@ -57,7 +56,7 @@ def gather(run: Run, *, map_bytes: int = MAP_BYTES, checkpoints: bool = True) ->
         "name": run.path.name,
         "status": run.status,
         "statusText": STATUS_WORDS.get(run.status, run.status),
-        "note": run_note(run),
+        "note": _progress(run),
         "steps": steps.tolist(),
         "start": _start(steps, verdict),
         "marks": _marks(verdict),
@@ -107,6 +106,13 @@ def _views(run: Run, verdict: Verdict, *, map_bytes: int, checkpoints: bool) -> 
     for function in (*SNAPSHOTS, *CURVES):
         draw(function.__name__.replace("_", " "), lambda function=function: [function(run, verdict)])
     return views, missing
+
+
+def _progress(run: Run) -> str:
+    last = max([0, *run.steps[-1:].tolist(), *run.train_steps[-1:].tolist()])
+    planned = setting(run, "num_steps")
+    of = f" of {planned:,}" if isinstance(planned, int) else ""
+    return f"{len(run.steps):,} snapshots, up to step {last:,}{of}"
 
 
 def _start(steps: np.ndarray, verdict: Verdict) -> int:

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from spectral.plots.curvature import CURVATURE_UNIT, group_blocks
+from spectral.plots.report.heads import head_keys
 from spectral.plots.report.thinning import frame_rows
 from spectral.plots.report.view import Part, View, left_out, new_figure, plain
-from spectral.plots.source import MissingDataError, best_heads, head_name, values, values_or_none
-from spectral.plots.style import CATEGORICAL, FAINT, SIGNAL_COLORS, heat_colors
+from spectral.plots.source import MissingDataError, values, values_or_none
+from spectral.plots.style import SIGNAL_COLORS, heat_colors
 from spectral.plots.verdict import Verdict
 from spectral.storage import Run
 
 FRAME_BYTES = 700_000
 """What the frames of one picture may take; a third more in the page."""
-_HEADS = 6
 _GRID = 240  # points of the density
 _HEIGHT = 340
 
@@ -157,21 +157,16 @@ SNAPSHOTS = (ov_plane, qk_plane, hessian_eigenvalues, spectral_density, block_ma
 def _plane(run: Run, verdict: Verdict, name: str, title: str, caption: str) -> View:
     found = values(run, f"circuits/{name}")  # [step, layer, head, eigen, part]
     rows = _rows(run, int(np.prod(found.shape[1:])), verdict)
-    layers, heads = found.shape[1:3]
-    order = _important(run, layers, heads)
     figure = new_figure(height=_HEIGHT)
     parts: list[Part] = []
-    for place, (layer, head) in enumerate(reversed(order)):
-        rank = len(order) - 1 - place
-        named = rank < _HEADS
-        label = head_name(layer, head)
+    for trace, key in enumerate(reversed(head_keys(run))):
         figure.add_scatter(
-            mode="markers", name=label if named else f"{len(order) - _HEADS} others", showlegend=rank <= _HEADS,
-            marker={"color": CATEGORICAL[rank] if named else FAINT, "size": 7 if named else 5, "opacity": 0.85},
-            hovertemplate=f"{label}: %{{x:.3g}} %{{y:+.3g}} i<extra></extra>",
+            mode="markers", name=key.label, showlegend=key.in_legend,
+            marker={"color": key.color, "size": 7 if key.named else 5, "opacity": 0.85},
+            hovertemplate=f"{key.name}: %{{x:.3g}} %{{y:+.3g}} i<extra></extra>",
         )  # fmt: skip
-        for part, key in enumerate(("x", "y")):
-            parts.append(Part(trace=place, key=key, values=found[rows][:, layer, head, :, part]))
+        for part, axis in enumerate(("x", "y")):
+            parts.append(Part(trace=trace, key=axis, values=found[rows][:, key.layer, key.head, :, part]))
     size = 1.06 * float(np.nanmax(np.abs(found))) or 1.0
     figure.update_xaxes(title="real part", range=[-size, size], zeroline=True)
     figure.update_yaxes(title="imaginary part", range=[-size, size], zeroline=True)
@@ -180,18 +175,6 @@ def _plane(run: Run, verdict: Verdict, name: str, title: str, caption: str) -> V
         name=name.replace("_", "-"), group="weights", title=title, caption=caption, figure=figure,
         steps=run.steps[rows], parts=tuple(parts), note=_note(rows, run),
     )  # fmt: skip
-
-
-def _important(run: Run, layers: int, heads: int) -> list[tuple[int, int]]:
-    """Return all heads, those with the highest induction and previous-token scores first and in turns."""
-    ranked = []
-    for name in ("induction_score", "previous_token_score"):
-        scores = values_or_none(run, f"circuits/{name}")
-        if scores is not None:
-            ranked.append(best_heads(scores, layers * heads))
-    turns: Sequence[tuple[int, int]] = [head for pair in zip(*ranked, strict=False) for head in pair]
-    everyone = [(layer, head) for layer in range(layers) for head in range(heads)]
-    return list(dict.fromkeys([*turns, *everyone]))
 
 
 def _smoothed(nodes: np.ndarray, weights: np.ndarray, grid: np.ndarray, sigma: float) -> np.ndarray:

@@ -217,16 +217,17 @@ def _spectrum(run: Run, verdict: Verdict) -> Iterator[str]:
     if share is not None:
         k = share.shape[1]
         known = share[np.isfinite(share[:, -1]), -1]
-        by_chance = "" if chance is None else f" (chance {k * chance:.2g})"
+        by_chance = "" if chance is None else f"; chance {k * chance:.2g}"
         yield (
             f"Of the squared gradient {np.median(known):.0%} lies in the space of the top {k} eigenvectors "
-            f"(median over the run){by_chance}."
+            f"(median of the snapshots{by_chance})."
         )
-    for name, signal in (run.transitions.get("signals") or {}).items():
-        if isinstance(signal, dict) and signal.get("family") == "spectrum":
-            why = REASONS.get(str(signal.get("reason")))
-            verdict_word = "abrupt" if signal.get("detected") else _words(signal.get("verdict"))
-            yield f"Detector on {_words(name)}: {verdict_word}{f' ({why})' if why else ''}."
+    signals = run.transitions.get("signals") or {}
+    spectrum = {name: s for name, s in signals.items() if isinstance(s, dict) and s.get("family") == "spectrum"}
+    for detected, text in ((True, "The detector finds an abrupt change in"), (False, "The detector finds no abrupt change in")):
+        names = [_words(name) for name, signal in spectrum.items() if bool(signal.get("detected")) == detected]
+        if names:
+            yield f"{text} {' and '.join(names)}."
 
 
 def _order(run: Run) -> Iterator[str]:
