@@ -94,10 +94,17 @@ def test_every_dataset_of_a_run_is_in_the_table_and_the_other_way_round():
 
 
 def test_every_flag_named_in_the_readme_exists():
-    from spectral.cli import COMMAND_FLAGS, DENSIFY_FLAGS, DETECT_FLAGS, PROBE_STEP_FLAGS, STUDY_FLAGS
+    from spectral.cli import (
+        COMMAND_FLAGS,
+        DENSIFY_FLAGS,
+        DETECT_FLAGS,
+        PROBE_STEP_FLAGS,
+        STUDY_FLAGS,
+        VISUALIZE_FLAGS,
+    )
     from spectral.config import FIELD_NAMES
 
-    flags = (COMMAND_FLAGS, DENSIFY_FLAGS, DETECT_FLAGS, PROBE_STEP_FLAGS, STUDY_FLAGS)
+    flags = (COMMAND_FLAGS, DENSIFY_FLAGS, DETECT_FLAGS, PROBE_STEP_FLAGS, STUDY_FLAGS, VISUALIZE_FLAGS)
     known = {*FIELD_NAMES, *(name for command in flags for name in command), "help"}
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")

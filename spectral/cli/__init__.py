@@ -15,7 +15,7 @@ from spectral.cli.settings import COMMAND_FLAGS, parse_train
 from spectral.cli.study_command import STUDY_FLAGS, study
 from spectral.cli.train_command import train
 from spectral.cli.verdict import describe_verdict
-from spectral.cli.visualize_command import visualize
+from spectral.cli.visualize_command import VISUALIZE_FLAGS, visualize
 
 __all__ = [
     "COMMAND_FLAGS",
@@ -25,6 +25,7 @@ __all__ = [
     "EXIT_USER_ERROR",
     "PROBE_STEP_FLAGS",
     "STUDY_FLAGS",
+    "VISUALIZE_FLAGS",
     "densify",
     "describe_probe_step",
     "describe_verdict",

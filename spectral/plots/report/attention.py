@@ -145,14 +145,12 @@ def _models(run: Run) -> Iterator[tuple[int, Transformer]]:
 
 
 def _layers(maps: Maps) -> Iterator[View]:
-    _, n_layers, n_heads, n, _ = maps.patterns.shape
+    n_layers, n_heads = maps.patterns.shape[1:3]
     columns = min(n_heads, _PER_ROW)
     rows = -(-n_heads // columns)
     shades = heat_colors()
     # Squared positions: the colour follows the root of the share, so that faint attention shows.
-    scale = [
-        [(i / 10) ** 2, "#" + "".join(f"{int(255 * part):02x}" for part in shades(i / 10)[:3])] for i in range(11)
-    ]
+    scale = [[(i / 10) ** 2, "#" + "".join(f"{int(255 * part):02x}" for part in shades(i / 10)[:3])] for i in range(11)]
     queries = [f"from {i}: token {plain(token)}" for i, token in enumerate(maps.tokens)]
     keys = [f"to {i}: token {plain(token)}" for i, token in enumerate(maps.tokens)]
     for layer in range(n_layers):
@@ -160,7 +158,7 @@ def _layers(maps: Maps) -> Iterator[View]:
         grid = make_subplots(
             rows=rows, cols=columns, subplot_titles=names, horizontal_spacing=0.012, vertical_spacing=0.09 / rows
         )
-        figure = new_figure(height=260).update_layout(grid.layout)
+        figure = new_figure(height=260, panels=grid)
         figure.update_layout(margin={"l": 22, "r": 4, "t": _TITLE, "b": 20})
         for head, name in enumerate(names):
             place = "" if head == 0 else str(head + 1)

@@ -255,7 +255,7 @@ def _view(
 
 
 def transition_shapes(verdict: Verdict) -> list[dict[str, Any]]:
-    """Return the band from onset to end, the darker interval and the line at the midpoint; none without a transition."""
+    """Return band from onset to end, darker interval and line at the midpoint; none without a transition."""
     if verdict.onset is None or verdict.midpoint is None or verdict.end is None:
         return []
 
@@ -278,5 +278,3 @@ def transition_shapes(verdict: Verdict) -> list[dict[str, Any]]:
 def _translucent(color: str) -> str:
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.25)"
-
-

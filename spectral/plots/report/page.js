@@ -31,7 +31,10 @@
       const rows = [];
       for (let row = 0, place = start; row < n; place += ++row) {
         const values = new Array(n).fill(null);
-        for (let column = 0; column <= row; column++) values[column] = part.decoded[place + column] / 255;
+        for (let column = 0; column <= row; column++) {
+          const stored = part.decoded[place + column];
+          values[column] = stored === 255 ? null : stored / 254; // 255: not measured
+        }
         rows.push(values);
       }
       return rows;
@@ -328,6 +331,23 @@
     at("status").dataset.status = status;
   }
 
+  // How the run is doing, between two pieces of content; silence for long means that nobody serves the page any more.
+  let heard = Date.now();
+  function beat(news) {
+    heard = Date.now();
+    at("problem").hidden = true;
+    if (news && content && content.status !== "waiting") showStatus(news.status, news.text);
+    at("refresh").textContent = `looked at ${new Date().toLocaleTimeString()}`;
+  }
+  if (live)
+    setInterval(() => {
+      const silent = Date.now() - heard > 15000;
+      at("problem").hidden = !silent;
+      if (silent)
+        at("problem").textContent = "Nobody serves this page any more: it shows what was known last. Start it again with "
+          + "python visualize_results.py RUN --live, or write report.html without --live.";
+    }, 1000);
+
   // ---- events
 
   at("slider").addEventListener("input", (event) => choose(Number(event.target.value)));
@@ -361,6 +381,7 @@
 
   window.spectralPage = {
     receive,
+    beat,
     // What a test or a script may look at: the chosen step and the step that a picture shows.
     state: () => ({ step: content && currentStep(), steps: content ? content.steps.length : 0 }),
   };

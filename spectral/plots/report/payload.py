@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jinja2
@@ -104,7 +105,7 @@ def _views(run: Run, verdict: Verdict, *, map_bytes: int, checkpoints: bool) -> 
 
     draw("attention maps", lambda: attention_views(run, verdict, map_bytes=map_bytes, checkpoints=checkpoints))
     for function in (*SNAPSHOTS, *CURVES):
-        draw(function.__name__.replace("_", " "), lambda function=function: [function(run, verdict)])
+        draw(function.__name__.replace("_", " "), partial(_alone, function, run, verdict))
     return views, missing
 
 
@@ -113,6 +114,10 @@ def _progress(run: Run) -> str:
     planned = setting(run, "num_steps")
     of = f" of {planned:,}" if isinstance(planned, int) else ""
     return f"{len(run.steps):,} snapshots, up to step {last:,}{of}"
+
+
+def _alone(draw: Callable[[Run, Verdict], View], run: Run, verdict: Verdict) -> list[View]:
+    return [draw(run, verdict)]
 
 
 def _start(steps: np.ndarray, verdict: Verdict) -> int:

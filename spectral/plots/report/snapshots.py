@@ -1,4 +1,4 @@
-"""What one snapshot shows of weights and spectrum: OV and QK eigenvalues, Hessian eigenvalues, density, block masses."""
+"""What one snapshot shows of weights and spectrum: OV, QK and Hessian eigenvalues, density, block masses."""
 
 from collections.abc import Sequence
 
@@ -145,7 +145,7 @@ def block_mass(run: Run, verdict: Verdict) -> View:
     figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False, automargin=True)
     return View(
         name="block-mass", group="spectrum", title="Where the top eigenvectors live",
-        caption="Share of each eigenvector's squared length in the parameters of a head or embedding; columns sum to 1.",
+        caption="Share of each eigenvector's squared length in each block of parameters; columns sum to 1.",
         figure=figure, steps=run.steps[rows], parts=(Part(trace=0, key="z", values=mass[rows].transpose(0, 2, 1)),),
         note=_note(rows, run),
     )  # fmt: skip
@@ -200,5 +200,3 @@ def _rows(run: Run, numbers: int, verdict: Verdict) -> np.ndarray:
 
 def _note(rows: np.ndarray, run: Run) -> str:
     return left_out(len(rows), len(run.steps), "snapshots are shown here")
-
-

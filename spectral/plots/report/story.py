@@ -15,8 +15,8 @@ from spectral.storage import Run
 
 _NAMED = 4  # heads of a kind that are listed one by one
 _KINDS = {
-    "induction": "They match content: they also follow repeats at distances that training never had.",
-    "positional": "But they look back a fixed way: at distances that training never had hardly anything is left.",
+    "induction": "They match content: repeats at distances that training never had are followed too.",
+    "positional": "But a fixed way back is all they know: at distances that training never had hardly anything is left.",
     "mixed": "At distances that training never had only a part of that is left.",
 }
 
@@ -143,21 +143,22 @@ def _heads(run: Run) -> Iterator[str]:
         yield f"Not measured: {error.reason}."
         return
     total = run.layout.n_layers * run.layout.n_heads
+    so_far = " so far" if run.status == "running" else ""
     for score, kind in (("induction_score", "induction"), ("previous_token_score", "previous-token")):
         formed = formed_heads(run, score)
         scores = _corrected(run, score)
         if not formed and scores is not None:
             layer, head = np.unravel_index(int(np.argmax(_last(scores))), scores.shape[1:])
             yield (
-                f"No {kind} head: the highest score at the end is {float(_last(scores).max()):.2f} "
-                f"({head_name(int(layer), int(head))}), and {FORMED:g} counts as formed."
+                f"No {kind} head{so_far}: the highest score at the last snapshot is {float(_last(scores).max()):.2f} "
+                f"({head_name(int(layer), int(head))})."
             )
             continue
         if not formed:
             continue
         listed = [f"{head.name} (score {head.score:.2f}, formed since step {head.since:,})" for head in formed[:_NAMED]]
         more = f" and {len(formed) - _NAMED} more" if len(formed) > _NAMED else ""
-        verb = "is a" if len(formed) == 1 else "are"
+        verb = "are" if len(formed) > 1 else "is an" if kind == "induction" else "is a"
         yield f"{len(formed)} of {total} heads {verb} {kind} head{'s' * (len(formed) > 1)}: {', '.join(listed)}{more}."
         if kind == "induction":
             yield from _content(run, formed)
@@ -170,7 +171,8 @@ def _content(run: Run, formed: list[FormedHead]) -> Iterator[str]:
     if fractions is None:
         return
     last = _last(fractions, fill=np.nan)
-    known = {head.name: float(last[head.layer, head.head]) for head in formed if np.isfinite(last[head.layer, head.head])}
+    found = {head.name: float(last[head.layer, head.head]) for head in formed}
+    known = {name: share for name, share in found.items() if np.isfinite(share)}
     if not known:
         return
     best = max(known.values())
@@ -200,7 +202,8 @@ def _spectrum(run: Run, verdict: Verdict) -> Iterator[str]:
         text += f", is highest at step {steps[peak]:,} ({top[peak]:.3g}, {where} the transition)"
     else:
         text += f", is highest at step {steps[peak]:,} ({top[peak]:.3g})"
-    yield f"{text} and ends at {top[-1]:.3g} (step {steps[-1]:,})."
+    last = "is now" if run.status == "running" else "ends at"
+    yield f"{text} and {last} {top[-1]:.3g} (step {steps[-1]:,})."
     bounds = values_or_none(run, "hessian/error_bounds")
     if bounds is not None and np.isfinite(bounds[:, 0]).any():
         yield f"Its error bound is at most {np.nanmax(bounds[:, 0]):.1g}."
@@ -209,12 +212,12 @@ def _spectrum(run: Run, verdict: Verdict) -> Iterator[str]:
         lowest = int(np.nanargmin(bottom[:, 0]))
         ends = bottom[np.isfinite(bottom[:, 0]), 0]
         yield (
-            f"The most negative one is lowest at step {run.steps[lowest]:,} ({bottom[lowest, 0]:.3g}) and ends at "
+            f"The most negative one is lowest at step {run.steps[lowest]:,} ({bottom[lowest, 0]:.3g}) and {last} "
             f"{ends[-1]:.3g}."
         )
     share = values_or_none(run, "hessian/gradient_alignment_total")
     chance = yardstick(run, "hessian/gradient_alignment", "chance")
-    if share is not None:
+    if share is not None and np.isfinite(share[:, -1]).any():
         k = share.shape[1]
         known = share[np.isfinite(share[:, -1]), -1]
         by_chance = "" if chance is None else f"; chance {k * chance:.2g}"
@@ -224,10 +227,10 @@ def _spectrum(run: Run, verdict: Verdict) -> Iterator[str]:
         )
     signals = run.transitions.get("signals") or {}
     spectrum = {name: s for name, s in signals.items() if isinstance(s, dict) and s.get("family") == "spectrum"}
-    for detected, text in ((True, "The detector finds an abrupt change in"), (False, "The detector finds no abrupt change in")):
+    for detected, word in ((True, "an"), (False, "no")):
         names = [_words(name) for name, signal in spectrum.items() if bool(signal.get("detected")) == detected]
         if names:
-            yield f"{text} {' and '.join(names)}."
+            yield f"The detector finds {word} abrupt change in {' and '.join(names)}."
 
 
 def _order(run: Run) -> Iterator[str]:

@@ -40,8 +40,7 @@ def lead_lag_rows(run: Run) -> list[list[str]]:
             continue
         first, second = _words(pair.get("first")), _words(pair.get("second"))
         lag = pair.get("difference")
-        known = isinstance(lag, int | float)
-        early, late = (first, second) if known and lag < 0 else (second, first)
+        early, late = (first, second) if isinstance(lag, int | float) and lag < 0 else (second, first)
         meaning = f"{early} before {late}" if pair.get("resolved") else "order not certain"
         rows.append(
             [

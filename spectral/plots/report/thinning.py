@@ -1,4 +1,4 @@
-"""Which points and snapshots a page draws when there are too many: extremes stay, and the page says what was left out."""
+"""Which points and snapshots a page draws when there are too many; extremes stay, and the page says so."""
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def frame_rows(steps: np.ndarray, limit: int, verdict: Verdict) -> np.ndarray:
     near = np.array([], dtype=np.int64)
     if verdict.onset is not None and verdict.end is not None:
         width = verdict.end - verdict.onset
-        near = _spread(np.flatnonzero((steps >= verdict.onset - width) & (steps <= verdict.end + width)), limit // 2)
+        near = _spread(np.flatnonzero((steps >= verdict.onset - width) & (steps <= verdict.end + width)), min(limit // 2, limit - 2))
     kept = {0, n - 1, *near.tolist()}
     others = np.array([row for row in range(n) if row not in kept])
     return np.array(sorted({*kept, *_spread(others, max(0, limit - len(kept))).tolist()}))
@@ -55,4 +55,4 @@ def _spread(rows: np.ndarray, n: int) -> np.ndarray:
     """Return n of the rows, evenly spaced."""
     if len(rows) <= n:
         return rows
-    return rows[np.round(np.linspace(0, len(rows) - 1, n)).astype(int)]
+    return np.asarray(rows[np.round(np.linspace(0, len(rows) - 1, n)).astype(int)])

@@ -17,7 +17,7 @@ class Part:
         trace: index of the trace in the figure.
         key: the property, dotted: `z`, `x`, `error_y.array`.
         values: [frame, ...] numbers, NaN where nothing was measured. With `triangle` [frame, n, n] shares in [0, 1].
-        triangle: only the lower triangle is kept, as bytes of 1/255; beyond it lie no values.
+        triangle: only the lower triangle is kept, as bytes of 1/254, 255 where nothing was measured.
     """
 
     trace: int
@@ -28,11 +28,13 @@ class Part:
     def encoded(self) -> dict[str, Any]:
         """Return JSON types: a header and the bytes in base64, little-endian."""
         if not self.triangle:
-            data = np.ascontiguousarray(self.values, dtype="<f4")
+            with np.errstate(over="ignore"):  # what float32 cannot hold leaves a gap in the picture
+                data = np.ascontiguousarray(self.values, dtype="<f4")
             return {"trace": self.trace, "key": self.key, "kind": "f4", "shape": list(data.shape), "data": _text(data)}
         rows, columns = np.tril_indices(self.values.shape[-1])
-        lower = np.nan_to_num(self.values[:, rows, columns].astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-        data = np.round(np.clip(lower, 0.0, 1.0) * 255).astype(np.uint8)
+        lower = self.values[:, rows, columns].astype(np.float32)
+        shares = np.clip(np.where(np.isfinite(lower), lower, 0.0), 0.0, 1.0)
+        data = np.where(np.isfinite(lower), np.round(shares * 254), 255).astype(np.uint8)
         shape = list(self.values.shape)
         return {"trace": self.trace, "key": self.key, "kind": "triangle", "shape": shape, "data": _text(data)}
 
@@ -85,13 +87,20 @@ class View:
         }
 
 
-def new_figure(*, height: int, **layout: Any) -> go.Figure:
-    """Begin a figure; font, background and grid take the colours of the page when it is drawn."""
-    figure = go.Figure()
-    margin = {"l": 58, "r": 12, "t": 10, "b": 40}
-    figure.update_layout(template="none", height=height, margin=margin, hovermode="closest", **layout)
-    figure.update_layout(legend={"font": {"size": 11}, "tracegroupgap": 2})
-    return figure
+def new_figure(*, height: int, panels: go.Figure | None = None) -> go.Figure:
+    """Begin a figure; font, background and grid take the colours of the page when it is drawn.
+
+    Args:
+        height: pixels.
+        panels: empty subplots to go on with; None = one panel.
+    """
+    return (go.Figure() if panels is None else panels).update_layout(
+        template="none",
+        height=height,
+        margin={"l": 58, "r": 12, "t": 10, "b": 40},
+        hovermode="closest",
+        legend={"font": {"size": 11}, "tracegroupgap": 2},
+    )
 
 
 def plain(text: object) -> str:
