@@ -17,9 +17,9 @@ LINGER_SECONDS = 20.0  # so that open pages hear how the run ended
 
 def serve_beside(arguments: Sequence[str]) -> int:
     """Serve a run until shortly after its end; return the exit code."""
-    os.nice(10)  # the training goes first
     from spectral.plots.live import RunWatch, serve
 
+    os.nice(5)  # the training goes first
     path, descriptor = Path(arguments[0]), int(arguments[1])
     with socket.socket(fileno=descriptor) as listening, contextlib.suppress(KeyboardInterrupt):
         serve(RunWatch(path), listening, linger=LINGER_SECONDS)

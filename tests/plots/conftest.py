@@ -271,7 +271,7 @@ def open_page(browser):
 
     def go(address, *, wait="all", **options):
         page = browser.new_page(viewport={"width": 1280, "height": 900}, **options)
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("dialog", lambda dialog: (errors.append(f"dialog {dialog.message}"), dialog.dismiss()))

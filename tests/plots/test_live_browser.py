@@ -70,12 +70,12 @@ def test_the_live_page_waits_for_results_and_then_shows_the_report(
     tmp_path, synthetic, served, open_page, keep_screenshot
 ):
     whole = synthetic.make(tmp_path / "whole", steps=range(0, 1001, 50), verdict=synthetic.verdict())
-    folder = tmp_path / "<b>run</b>"
+    folder = tmp_path / "<b>run"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     page = open_page(served(folder), wait=None)
     page.wait_for_function("document.getElementById('status').textContent.startsWith('waiting')")
-    assert page.inner_text("#name") == "<b>run</b>"
+    assert page.inner_text("#name") == "<b>run"
     assert page.locator("#bar").is_hidden()
     for name in ("transitions.json", "config.json", "results.h5"):
         (whole / name).rename(folder / name)

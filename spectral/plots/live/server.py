@@ -27,8 +27,8 @@ _DASH_PARTS = Markup("<div hidden>{%app_entry%}</div><footer hidden>{%config%}{%
 _RECEIVE = """
 function (content, beat) {
   if (content && content !== window.spectralSeen) {
-    window.spectralSeen = content;
     window.spectralPage.receive(JSON.parse(content));
+    window.spectralSeen = content;
   }
   window.spectralPage.beat(beat);
   return "";

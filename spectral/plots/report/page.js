@@ -291,7 +291,7 @@
   }
 
   function receive(next) {
-    const first = content === null;
+    const first = content === null || !content.steps.length;
     const followed = first || index >= content.steps.length - 1;
     const step = first ? null : currentStep();
     content = next;
