@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import os
 import socket
-import subprocess
 import sys
 import webbrowser
 from collections.abc import Callable, Iterator, Mapping
@@ -39,7 +38,7 @@ def check_live_flags(chosen: argparse.Namespace | Mapping[str, Any]) -> None:
         ConfigError: one of them without `--live`.
     """
     values = vars(chosen) if isinstance(chosen, argparse.Namespace) else chosen
-    given = [name for name in LIVE_FLAGS if values[name] not in (None, False)]
+    given = [name for name in LIVE_FLAGS if values[name] is not None and values[name] is not False]
     if given and not values["live"]:
         raise ConfigError([f"--{given[0]} is about the live page; add --live or drop it"])
 
@@ -104,12 +103,12 @@ def _start_process(path: Path, listening: socket.socket) -> None:
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": "1",
     }
-    # In a session of its own, so that Ctrl-C reaches the training alone and the page can still say how it ended.
-    subprocess.Popen(
-        [sys.executable, "-m", "spectral.cli.live_process", str(path), str(listening.fileno())],
-        env=environment,
-        pass_fds=[listening.fileno()],
-        start_new_session=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+    os.set_inheritable(listening.fileno(), True)
+    arguments = [sys.executable, "-m", "spectral.cli.live_process", str(path), str(listening.fileno())]
+    os.posix_spawn(
+        sys.executable,
+        arguments,
+        environment,
+        file_actions=[(os.POSIX_SPAWN_OPEN, descriptor, os.devnull, os.O_RDWR, 0) for descriptor in (0, 1)],
+        setsid=True,  # Ctrl-C reaches the training alone, and the page can still say how it ended
     )
