@@ -1,4 +1,4 @@
-"""The report and the live page on the command line: what is written, what is refused, and that training is untouched."""
+"""Report and live page on the command line: what is written, what is refused, and that training is untouched."""
 
 import http.client
 import socket
@@ -45,15 +45,21 @@ def test_the_report_is_written_and_its_path_is_the_last_line(finished, capsys, t
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]
 
 
-def test_figures_and_report_can_be_had_apart_but_not_neither(finished, capsys, tmp_path):
+def test_leaving_out_both_figures_and_report_is_refused(finished, capsys):
     from spectral.cli import visualize
 
-    options = ["--formats", "png", "--dpi", "30", "--output", str(tmp_path / "figures")]
-    assert visualize([str(finished), "--no_report", *options]) == 0
-    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".png"}
-    assert "report:" not in capsys.readouterr().out
     line = refused(capsys, visualize, str(finished), "--no_report", "--report_only")
     assert "--no_report and --report_only leave nothing to do" in line
+
+
+def test_without_a_report_only_figures_are_written(capsys, tmp_path):
+    from spectral.cli import train, visualize
+
+    flags = [*TRAIN.split(), "--eigen_interval", "0", "--runs_dir", str(tmp_path), "--run_name", "run"]
+    assert train(flags) == 0  # nothing is measured, so there are two figures
+    assert visualize([str(tmp_path / "run"), "--no_report", "--formats", "png", "--dpi", "30"]) == 0
+    assert not (tmp_path / "run" / "report.html").exists()
+    assert "report:" not in capsys.readouterr().out
 
 
 def test_a_port_in_use_is_one_line_and_no_run_is_begun(taken, capsys, tmp_path, finished):

@@ -266,13 +266,15 @@ def browser():
 
 @pytest.fixture
 def open_page(browser):
-    """Open an address and return the page once what is in sight, or all, is drawn; it must ask nobody but this machine, and log no error."""
+    """Open an address and wait until the page is drawn; it must ask nobody but this machine and log no error."""
     pages, errors, requests = [], [], []
 
     def go(address, *, wait="all", **options):
         page = browser.new_page(viewport={"width": 1280, "height": 900}, **options)
         page.set_default_timeout(120_000)
-        page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
+        page.on(
+            "console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None
+        )
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("dialog", lambda dialog: (errors.append(f"dialog {dialog.message}"), dialog.dismiss()))
         page.on("request", lambda request: requests.append(request.url))

@@ -37,7 +37,9 @@ def served():
     def start(folder):
         with listen("127.0.0.1", 0) as listening:
             app = make_app(RunWatch(folder), refresh_seconds=0.3)
-            server = make_server("127.0.0.1", listening.getsockname()[1], app.server, threaded=True, fd=listening.fileno())
+            server = make_server(
+                "127.0.0.1", listening.getsockname()[1], app.server, threaded=True, fd=listening.fileno()
+            )
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.port}/"
@@ -63,7 +65,9 @@ def test_the_live_page_follows_a_training_until_it_dies(training, open_page, kee
     keep_screenshot(page, "live_running")
     process.kill()
     page.wait_for_function("document.getElementById('status').textContent === 'died'")
-    page.wait_for_function("document.getElementById('summary').textContent.includes('process that wrote this run died')")
+    page.wait_for_function(
+        "document.getElementById('summary').textContent.includes('process that wrote this run died')"
+    )
 
 
 def test_the_live_page_waits_for_results_and_then_shows_the_report(

@@ -77,7 +77,9 @@ def test_hovering_a_map_shows_its_tokens(report, synthetic, open_page):
     page.mouse.move(x - 3, y - 3)
     page.mouse.move(x, y)
     hover = page.locator(f"{LAYER_1} .hoverlayer")
-    page.wait_for_function("plot => document.querySelector(plot + ' .hoverlayer').textContent.includes('token')", arg=LAYER_1)
+    page.wait_for_function(
+        "plot => document.querySelector(plot + ' .hoverlayer').textContent.includes('token')", arg=LAYER_1
+    )
     text = hover.text_content()
     assert "L1H2" in text
     assert f"from {query}: token {synthetic.tokens[query]}" in text
@@ -137,7 +139,9 @@ def test_the_report_is_legible_in_light_dark_and_print(report, open_page, keep_s
 
     dark.emulate_media(media="print")
     dark.evaluate("window.dispatchEvent(new Event('beforeprint'))")
-    widths = dark.eval_on_selector_all(".plot:not([hidden])", "plots => plots.map(plot => plot.layout ? plot.layout.width : 0)")
+    widths = dark.eval_on_selector_all(
+        ".plot:not([hidden])", "plots => plots.map(plot => plot.layout ? plot.layout.width : 0)"
+    )
     assert 0 < min(widths) <= max(widths) <= 680  # all of them drawn, none wider than paper
     assert dark.evaluate("getComputedStyle(document.querySelector('#slider')).display") == "none"
     dark.set_viewport_size({"width": 720, "height": 1000})
@@ -151,7 +155,8 @@ def test_markup_in_names_is_shown_and_not_run(tmp_path, synthetic, open_page):
     verdict = synthetic.verdict()
     verdict["signals"] = {evil: {"verdict": evil, "family": evil}}
     folder = synthetic.make(
-        tmp_path / evil, steps=(0, 500), verdict=verdict, config={evil: evil}, block_names=(evil, "<b>x</b>", "W_U", *"abcdefgh"),
+        tmp_path / evil, steps=(0, 500), verdict=verdict, config={evil: evil},
+        block_names=(evil, "<b>x</b>", "W_U", *"abcdefgh"),
     )  # fmt: skip
     page = open_page(write_report(folder).as_uri())
     assert page.inner_text("#name") == evil

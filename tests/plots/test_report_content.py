@@ -1,4 +1,4 @@
-"""What the report of a run holds: the numbers behind its pictures, its sentences, and that nothing in it can break out."""
+"""What the report of a run holds: the numbers behind its pictures, its sentences, and that no name can break out."""
 
 import base64
 import json
@@ -50,7 +50,9 @@ def test_maps_hold_the_stored_patterns_of_every_head_at_every_snapshot(run, synt
         for head, part in enumerate(view["parts"]):
             shown = decoded(part)
             rows, columns = np.tril_indices(16)
-            np.testing.assert_allclose(shown[:, rows, columns], stored[:, layer, head][:, rows, columns], atol=0.5 / 254 + 1e-3)
+            np.testing.assert_allclose(
+                shown[:, rows, columns], stored[:, layer, head][:, rows, columns], atol=0.5 / 254 + 1e-3
+            )
             assert np.isnan(shown[:, 0, 1:]).all()  # the future
         assert view["figure"]["data"][2]["y"][5] == f"from 5: token {synthetic.tokens[5]}"
         assert f"L{layer}H2" in view["figure"]["data"][2]["hovertemplate"]
@@ -125,7 +127,7 @@ def test_a_newcomer_reads_when_which_heads_and_what_the_spectrum_did(run, synthe
     assert text.startswith("An abrupt transition at step 500; induction heads: L1H2 When")
     assert "half-way at step 500, from step 450 (10 %) to step 550 (90 %)" in text
     assert "between 490 and 510 with 90 % confidence" in text
-    # Raw scores here; with the chance of 0.11 L1H2 gets (0.94 - 0.11) / 0.89 = 0.93 and L1H0 (0.34 - 0.11) / 0.89 = 0.26.
+    # Raw scores here: with a chance of 0.11, L1H2 gets (0.94 - 0.11) / 0.89 = 0.93 and L1H0 (0.34 - 0.11) / 0.89 = 0.26.
     assert re.search(r"1 of 8 heads is an induction head: L1H2 \(score 0\.9\d, formed since step 500\)", text)
     assert re.search(r"1 of 8 heads is a previous-token head: L0H1 \(score 0\.9\d", text)
     assert re.search(r"They match content.* L1H2 95%", text)

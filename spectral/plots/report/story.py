@@ -16,7 +16,7 @@ from spectral.storage import Run
 _NAMED = 4  # heads of a kind that are listed one by one
 _KINDS = {
     "induction": "They match content: repeats at distances that training never had are followed too.",
-    "positional": "But a fixed way back is all they know: at distances that training never had hardly anything is left.",
+    "positional": "But they look back a fixed way: at distances that training never had hardly anything is left.",
     "mixed": "At distances that training never had only a part of that is left.",
 }
 

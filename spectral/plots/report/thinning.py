@@ -45,7 +45,10 @@ def frame_rows(steps: np.ndarray, limit: int, verdict: Verdict) -> np.ndarray:
     near = np.array([], dtype=np.int64)
     if verdict.onset is not None and verdict.end is not None:
         width = verdict.end - verdict.onset
-        near = _spread(np.flatnonzero((steps >= verdict.onset - width) & (steps <= verdict.end + width)), min(limit // 2, limit - 2))
+        near = _spread(
+            np.flatnonzero((steps >= verdict.onset - width) & (steps <= verdict.end + width)),
+            min(limit // 2, limit - 2),
+        )
     kept = {0, n - 1, *near.tolist()}
     others = np.array([row for row in range(n) if row not in kept])
     return np.array(sorted({*kept, *_spread(others, max(0, limit - len(kept))).tolist()}))
