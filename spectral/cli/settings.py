@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from spectral.cli.live import LIVE_FLAGS, add_live_flags
 from spectral.cli.parsing import flag_names, parse_known_or_raise, with_underscores
 from spectral.config import (
     FIELD_NAMES,
@@ -35,6 +36,8 @@ COMMAND_FLAGS = {
     "log_to": "tensorboard: keep a copy of the scalars in the run folder, for `tensorboard --logdir runs`; a "
     "resumed run goes on with it by itself",
     "quiet": "no progress output",
+    "live": "serve the run's page on this machine while it trains, from a process of its own",
+    **LIVE_FLAGS,
 }
 
 _SWITCHES = {field.name for field in dataclasses.fields(RunConfig) if isinstance(field.default, bool)}
@@ -103,8 +106,9 @@ def _add_command_flags(parser: Any) -> None:
         parser.add_argument(f"--{name}", default=None, help=COMMAND_FLAGS[name])
     parser.add_argument("--log_to", choices=("tensorboard",), default=None, help=COMMAND_FLAGS["log_to"])
     parser.add_argument("--runs_dir", default="runs", help=COMMAND_FLAGS["runs_dir"])
-    for name in ("overwrite", "resume_anyway", "dry_run", "quiet"):
+    for name in ("overwrite", "resume_anyway", "dry_run", "quiet", "live"):
         parser.add_argument(f"--{name}", action="store_true", help=COMMAND_FLAGS[name])
+    add_live_flags(parser)
 
 
 def _config_parser(*, with_command_flags: bool = False) -> ArgumentParser:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from spectral.cli.live import live_page_beside
 from spectral.cli.outcome import EXIT_INTERRUPTED, guarded
 from spectral.cli.settings import parse_train
 from spectral.cli.verdict import describe_verdict
@@ -34,7 +35,11 @@ def _train(arguments: list[str]) -> int:
     check_runnable(config)  # before anything is written or, with --overwrite, deleted
     if command["log_to"]:
         require_tensorboard()
-    with RunDirectory.create(path, config.to_dict(), overwrite=command["overwrite"]) as directory:
+    with (
+        live_page_beside(command) as show,
+        RunDirectory.create(path, config.to_dict(), overwrite=command["overwrite"]) as directory,
+    ):
+        show(path)
         return _run(config, directory, command, resume=False)
 
 
@@ -45,7 +50,7 @@ def _resume(command: dict[str, Any], config: RunConfig, given: dict[str, Any]) -
     for name in ("run_name", "overwrite", "dry_run"):
         if command[name]:
             raise ConfigError([f"--{name} has no meaning together with --resume; drop one of them"])
-    with RunDirectory.open(path, for_writing=True) as directory:
+    with live_page_beside(command) as show, RunDirectory.open(path, for_writing=True) as directory:
         stored = RunConfig.from_dict(directory.config)
         _require_device(stored, path)
         wanted = config.to_dict()
@@ -59,6 +64,7 @@ def _resume(command: dict[str, Any], config: RunConfig, given: dict[str, Any]) -
                     "its settings: drop the flag, or start a new run with --config"
                 ]
             )
+        show(path)
         return _run(stored, directory, command, resume=True)
 
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from spectral.cli.verdict import describe_verdict
 from spectral.storage import Run
@@ -65,13 +66,11 @@ def show_gih_run(path: Path, files: Files) -> int:
     return 0
 
 
-def show_comparison(paths: Sequence[Path], files: Files, *, align: str | None) -> int:
+def show_comparison(paths: Sequence[Path], files: Files, *, align: Literal["midpoint", "step"] | None) -> int:
     """Draw several runs together, print the path of the page; return the exit code."""
     from spectral.plots.compare import compare_runs
 
-    page = compare_runs(
-        paths, align=align, output=files.output, formats=files.formats, dpi=files.dpi, say=print
-    )
+    page = compare_runs(paths, align=align, output=files.output, formats=files.formats, dpi=files.dpi, say=print)
     print(page)
     return 0
 

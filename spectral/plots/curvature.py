@@ -133,7 +133,7 @@ def eigenvector_blocks(run: Run, *, log_steps: bool = False) -> Figure:
     with house_style():
         verdict = read_verdict(run)
         mass = values(run, "hessian/block_mass")[:, :_MAX_VECTORS]
-        names, grouped = _group_blocks(mass, run.layout.block_names)
+        names, grouped = group_blocks(mass, run.layout.block_names)
         n_vectors, n_rows = grouped.shape[1], len(names)
         height = n_vectors * max(1.0, 0.16 * n_rows + 0.35)
         figure = new_figure(
@@ -288,7 +288,7 @@ def _rank_axis(axes: Axes, ranks: np.ndarray, title: str) -> None:
     axes.set_title(title)
 
 
-def _group_blocks(mass: np.ndarray, names: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
+def group_blocks(mass: np.ndarray, names: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
     """Return names and masses [step, rank, row], with the blocks that matter least summed, one row per layer."""
     peak = np.where(np.isnan(mass), 0.0, mass).max(axis=(0, 1))
     kept = np.zeros(len(names), dtype=bool)

@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -199,18 +199,19 @@ class Run:
             return dict(self._table[name].attributes)
         return self._attempt(lambda file: get_attributes(file[name]))
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, *, rows: Sequence[int] | None = None) -> np.ndarray:
         """Return a dataset, one row per committed step; NaN or -1 where nothing was measured.
 
         Args:
             name: `group/name`, one of `datasets()`.
+            rows: only these rows, ascending; what is not asked for is not read. None takes all of them.
 
         Raises:
             KeyError: no such dataset.
             ResultsFileError: the stored bytes are damaged.
         """
         self._require(name)
-        return self._attempt(lambda file: self._values(file, name))
+        return self._attempt(lambda file: self._values(file, name, rows))
 
     def probe(self, name: str) -> np.ndarray:
         """Return a stored probe array, integers or bools as they were given.
@@ -314,14 +315,14 @@ class Run:
             msg = f"{name!r} is no dataset of {self.results_path}; known: {', '.join(near)}"
             raise KeyError(msg)
 
-    def _values(self, file: h5py.File, name: str) -> np.ndarray:
+    def _values(self, file: h5py.File, name: str, rows: Sequence[int] | None = None) -> np.ndarray:
         spec = self._table.get(name)
         if spec is None:
-            return np.asarray(file[name][()])
-        rows = self._rows[counter_of(spec.group)]
+            return np.asarray(file[name][()] if rows is None else file[name][list(rows)])
+        n = self._rows[counter_of(spec.group)]
         if name not in file:
-            return np.full((rows, *spec.row_shape), spec.fill_value, dtype=spec.dtype)
-        return np.asarray(file[name][:rows])
+            return np.full((n if rows is None else len(rows), *spec.row_shape), spec.fill_value, dtype=spec.dtype)
+        return np.asarray(file[name][:n] if rows is None else file[name][[row for row in rows if row < n]])
 
     def _attempt(self, look: Callable[[h5py.File], T], *, recheck: bool = True) -> T:
         """Run `look` on the opened file, again after a pause when a live writer got in the way."""

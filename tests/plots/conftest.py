@@ -1,5 +1,8 @@
 """A synthetic run: two layers of four heads, a sigmoid transition at step 500 of 1000, every value known."""
 
+import os
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib
@@ -246,3 +249,60 @@ def run(run_folder):
     from spectral.storage import open_run
 
     return open_run(run_folder)
+
+
+ARTIFACTS = Path(__file__).parents[2] / "artifacts"
+"""Where screenshots are kept for people to look at; ignored by git."""
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium: the system's, driven by playwright."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -r requirements-dev.txt")
+    with playwright.sync_playwright() as driver:
+        # Chromium's own sandbox does not work for root, who runs the tests in containers.
+        options = ["--no-sandbox"] if os.geteuid() == 0 else []
+        started = driver.chromium.launch(executable_path=chromium, args=options)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open an address and wait until the page is drawn; it must ask nobody but this machine and log no error."""
+    pages, errors, requests = [], [], []
+
+    def go(address, *, wait="all", **options):
+        page = browser.new_page(viewport={"width": 1280, "height": 900}, **options)
+        page.set_default_timeout(120_000)
+        page.on(
+            "console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("dialog", lambda dialog: (errors.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(address)
+        if wait is not None:
+            page.wait_for_selector("body[data-drawn]" if wait == "sight" else f"body[data-drawn={wait}]")
+        pages.append(page)
+        return page
+
+    yield go
+    for page in pages:
+        page.close()
+    assert errors == []
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:", "http://127.0.0.1:"))] == []
+
+
+@pytest.fixture
+def keep_screenshot():
+    """Keep a screenshot of a page under a name, to be looked at."""
+
+    def keep(page, name, **options):
+        ARTIFACTS.mkdir(exist_ok=True)
+        page.screenshot(path=ARTIFACTS / f"{name}.png", **options)
+
+    return keep
