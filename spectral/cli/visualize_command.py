@@ -89,8 +89,8 @@ def _formats(text: str) -> tuple[str, ...]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="visualize_results.py",
-        description="Draw the figures of a run and write its report.html. Of several runs, or of a folder of them, draw "
-        "a comparison with median and quartiles over seeds. Works on finished, running and crashed runs.",
+        description="Draw the figures of a run and write its report.html. Of several runs, or of a folder of them, "
+        "draw a comparison with median and quartiles over seeds. Works on finished, running and crashed runs.",
     )
     add, told = parser.add_argument, VISUALIZE_FLAGS
     add("run", nargs="+", help="run folder, for example runs/demo; several, or a folder of them, are compared")
