@@ -98,8 +98,15 @@ def _read_style(style: str | os.PathLike[str]) -> dict[Any, Any]:
     if style in matplotlib.style.library:
         return dict(matplotlib.style.library[str(style)])
     try:
+        # matplotlib only logs a setting that it does not know, and goes on without it.
+        lines = Path(style).read_text(encoding="utf-8").splitlines()
+        keys = [line.partition(":")[0].strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        unknown = [key for key in keys if key not in matplotlib.rcParams]
+        if unknown:
+            msg = f"it sets {unknown[0]!r}, which matplotlib does not know"
+            raise ValueError(msg)
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # an unknown setting is a mistake here
+            warnings.simplefilter("error")
             return dict(matplotlib.rc_params_from_file(style, use_default_template=False))
     except (OSError, ValueError, UserWarning) as error:
         names = ", ".join(["paper", *matplotlib.style.available[:3]])

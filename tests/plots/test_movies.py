@@ -97,7 +97,7 @@ def test_patterns_that_were_not_stored_come_from_the_checkpoints(tmp_path):
     assert train([*flags, "--runs_dir", str(tmp_path), "--run_name", "bare", "--quiet"]) == 0
     run = open_run(tmp_path / "bare")
     frames = AttentionFrames(run)
-    assert list(frames.steps) == [0, 4, 8]
+    assert list(frames.steps) == [4, 8]
     model = Transformer.from_config(RunConfig.from_dict(run.config)).eval()
     model.load_state_dict(load_checkpoint(tmp_path / "bare" / "checkpoints" / "step_000000008.pt")["model"])
     with torch.no_grad():
