@@ -127,7 +127,7 @@ def test_a_newcomer_reads_when_which_heads_and_what_the_spectrum_did(run, synthe
     assert text.startswith("An abrupt transition at step 500; induction heads: L1H2 When")
     assert "half-way at step 500, from step 450 (10 %) to step 550 (90 %)" in text
     assert "between 490 and 510 with 90 % confidence" in text
-    # Raw scores here: with a chance of 0.11, L1H2 gets (0.94 - 0.11) / 0.89 = 0.93 and L1H0 (0.34 - 0.11) / 0.89 = 0.26.
+    # Raw scores here: with a chance of 0.11, L1H2 gets (0.94 - 0.11) / 0.89 = 0.93, L1H0 (0.34 - 0.11) / 0.89 = 0.26.
     assert re.search(r"1 of 8 heads is an induction head: L1H2 \(score 0\.9\d, formed since step 500\)", text)
     assert re.search(r"1 of 8 heads is a previous-token head: L0H1 \(score 0\.9\d", text)
     assert re.search(r"They match content.* L1H2 95%", text)
