@@ -67,6 +67,8 @@ def describe_passage(passage: Passage) -> str:
         found = f"abrupt at {transition.midpoint:,.0f} (90 %: {low:,.0f} to {high:,.0f})"
     else:
         found = transition.verdict + (f", {transition.reason.replace('_', ' ')}" if transition.reason else "")
+        if transition.midpoint is not None:
+            found += f", midpoint about {transition.midpoint:,.0f}"
     return f"{names}{crossing}, {found}."
 
 
