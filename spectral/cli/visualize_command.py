@@ -47,7 +47,7 @@ def _visualize(arguments: list[str]) -> int:
         raise ConfigError([f"--dpi {chosen.dpi}; give a resolution between 30 and 1200"])
     if chosen.report_only and (chosen.no_report or chosen.figures):
         other = "no_report" if chosen.no_report else "figures"
-        raise ConfigError([f"--report_only and --{other} exclude each other; drop one of them"])
+        raise ConfigError([f"--{other} and --report_only leave nothing to do; drop one of them"])
     from spectral.gih import is_gih_run
     from spectral.plots.compare.runs import is_run_folder
     from spectral.plots.style import figure_options
@@ -55,7 +55,8 @@ def _visualize(arguments: list[str]) -> int:
     paths = [Path(run) for run in chosen.run]
     path = paths[0]
     is_gih = len(paths) == 1 and is_gih_run(path)
-    several = len(paths) > 1 or (path.is_dir() and not is_gih and not is_run_folder(path))
+    folder_of_runs = path.is_dir() and not is_gih and not is_run_folder(path)
+    several = len(paths) > 1 or (folder_of_runs and not chosen.live)
     _refuse(chosen, () if several else ("align",), "one run")
     _refuse(chosen, _OF_ONE_RUN if several else (), "several runs")
     _refuse(chosen, _OF_ORDINARY_RUNS if is_gih else (), "a run of train-gih")

@@ -211,7 +211,7 @@ def test_main_dispatches(capsys):
     assert main(["--help"]) == 0
     assert main([]) == 2
     assert main(["trian"]) == 2
-    assert "train, visualize" in capsys.readouterr().err
+    assert "train, train-gih, visualize" in capsys.readouterr().err
     assert main(["train", "--preset", "tiny", "--dry_run"]) == 0
 
 
