@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -247,7 +248,8 @@ def test_a_stored_configuration_repeats_the_run(finished):
 def test_diverging_training_keeps_what_it_committed(capsys):
     words = (*SMALL, "--train", "a", "--n_epochs", "50", "--lr", "1e308", "--run_name", "wild", "--quiet")
     assert run(*words) == 2
-    assert "diverged" in capsys.readouterr().err
+    # Whether the update or the spectrum meets it first depends on when a row is due.
+    assert re.search("diverged|is not finite; lower the learning rate", capsys.readouterr().err)
     assert results("runs/wild").status == "failed"
     assert len(results("runs/wild").read("a")) >= 1
 

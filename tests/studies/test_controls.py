@@ -61,7 +61,10 @@ def outcomes():
             outcome_of(seed=0, alarms=[Alarm(step=600.0, midpoint=510.0)], spectrum_lead=80.0),
             outcome_of(seed=1, midpoint=700.0, accuracy_at=800.0, spectrum_lead=120.0),
         ],
-        "no_repeats": [outcome_of("no_repeats", 3, midpoint=None, accuracy_at=None, label="none")],
+        "no_repeats": [
+            outcome_of("no_repeats", 0, midpoint=900.0, accuracy_at=None, label="none"),
+            outcome_of("no_repeats", 3, midpoint=None, accuracy_at=None, label="none"),
+        ],
         "one_layer": [outcome_of("one_layer", 0, midpoint=300.0, accuracy_at=None, label="none")],
     }
 
@@ -116,8 +119,10 @@ def test_findings_count_what_the_runs_show(outcomes):
     assert (detected.answer, detected.rate.hits, detected.rate.n) == ("yes", 2, 2)
     (within,) = [finding for text, finding in found.items() if text.startswith("Its midpoint")]
     assert (within.answer, within.runs) == ("no", ("matched_seed1",))  # 100 of 2,000 steps are 5 %
-    silent = found["Where none can form, no transition is detected"]
-    assert (silent.answer, silent.rate.hits, silent.rate.n, silent.runs) == ("no", 1, 2, ("one_layer_seed0",))
+    silent = found["Where nothing can be learned, no transition is detected"]
+    assert (silent.answer, silent.rate.hits, silent.rate.n, silent.runs) == ("no", 1, 2, ("no_repeats_seed0",))
+    unlabelled = found["Where no induction head can form, nothing is labelled induction"]
+    assert (unlabelled.answer, unlabelled.rate.n) == ("yes", 3)
     (positional,) = [finding for text, finding in found.items() if "labelled positional" in text]
     assert positional.answer == "not measured"
 
@@ -134,9 +139,12 @@ def test_summaries_give_errors_delays_and_leads(outcomes):
     leads = {(lead.first, lead.second): lead for lead in matched.leads}
     assert leads["spectrum", "behaviour"].median == pytest.approx(-100, abs=15)
     assert leads["spectrum", "behaviour"].p_value == 0.5  # two runs of one sign
-    assert no_repeats.detected.interval == pytest.approx((0, 0.793), abs=0.001)
+    assert no_repeats.detected.interval == pytest.approx((0.0945, 0.9055), abs=0.001)
     text = describe(judge(outcomes), [matched, one_layer, no_repeats])
-    assert "no           1 of 2    Where none can form, no transition is detected; not in one_layer_seed0" in text
+    assert (
+        "no           1 of 2    Where nothing can be learned, no transition is detected; not in no_repeats_seed0"
+        in text
+    )
     assert "matched: 2 of 2 detected; formed: 2 induction; midpoint error" in text
 
 
@@ -177,7 +185,7 @@ def test_the_command_trains_judges_and_writes(tmp_path, capsys):
     where = ["--output", str(tmp_path / "study"), "--scale", "0.005", "--jobs", "1"]
     assert main(["study", "controls", "--models", "no_repeats", "one_layer", "--seeds", "1", *where, "--quiet"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"^yes +2 of 2 +Where none can form, no transition is detected$", out, flags=re.MULTILINE)
+    assert re.search(r"^yes +1 of 1 +Where nothing can be learned, no transition is detected$", out, flags=re.MULTILINE)
     assert "not measured" in out
     assert {path.name for path in (tmp_path / "study").iterdir()} == {"index.html", "findings.json", "figures", "runs"}
     content = json.loads((tmp_path / "study/findings.json").read_text())

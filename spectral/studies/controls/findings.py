@@ -14,7 +14,7 @@ from spectral.detection.scoring import wilson
 from spectral.detection.tables import calibration_id
 from spectral.storage.run_directory import plain_json
 from spectral.studies.controls.outcomes import Outcome
-from spectral.studies.controls.plan import CONTROLS, KINDS
+from spectral.studies.controls.plan import KINDS, NO_INDUCTION, NOTHING
 from spectral.version import __version__
 
 MARGIN = 0.03  # of the run, between the midpoint and the half crossing of the accuracy
@@ -116,9 +116,11 @@ def summarise(outcomes: Mapping[str, Sequence[Outcome]]) -> list[Summary]:
 
 def judge(outcomes: Mapping[str, Sequence[Outcome]]) -> list[Finding]:
     """Return every statement of the study with the runs for and against it."""
-    matched = list(outcomes.get("matched", ()))
-    controls = [one for model in CONTROLS for one in outcomes.get(model, ())]
-    positional = list(outcomes.get("fixed_period", ()))
+
+    def of(models: Sequence[str]) -> list[Outcome]:
+        return [one for model in models for one in outcomes.get(model, ())]
+
+    matched, nothing, positional = of(["matched"]), of(NOTHING), of(["fixed_period"])
     return [
         _finding("Where induction heads can form, a transition is detected", matched, lambda o: o.verdict.detected),
         _finding(
@@ -127,20 +129,23 @@ def judge(outcomes: Mapping[str, Sequence[Outcome]]) -> list[Finding]:
             lambda o: o.error is not None and abs(o.error) <= MARGIN,
         ),
         _finding("What formed there is labelled induction", matched, lambda o: o.mechanism.label == "induction"),
-        _finding("Where none can form, no transition is detected", controls, lambda o: not o.verdict.detected),
-        _finding("Where none can form, none is confirmed during training", controls, lambda o: not o.alarms),
+        _finding("Where nothing can be learned, no transition is detected", nothing, lambda o: not o.verdict.detected),
+        _finding("Where nothing can be learned, none is confirmed during training", nothing, lambda o: not o.alarms),
         _finding(
-            "Where none can form, the spectrum alone raises no alarm",
-            [one for one in controls if one.spectrum is not None],
+            "Where nothing can be learned, the spectrum alone raises no alarm",
+            [one for one in nothing if one.spectrum is not None],
             lambda o: o.spectrum is not None and not o.spectrum.detected,
         ),
         _finding(
-            "Where none can form, nothing is labelled induction", controls, lambda o: o.mechanism.label != "induction"
+            "Where no induction head can form, nothing is labelled induction",
+            of(NO_INDUCTION),
+            lambda o: o.mechanism.label != "induction",
         ),
+        _finding("With one block length a transition is detected", positional, lambda o: o.verdict.detected),
         _finding(
-            "With one block length a transition is detected and labelled positional",
+            "With one block length what formed is labelled positional",
             positional,
-            lambda o: o.verdict.detected and o.mechanism.label == "positional",
+            lambda o: o.mechanism.label == "positional",
         ),
     ]
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from spectral.config import FIELD_NAMES, RunConfig, load_preset
 from spectral.studies.plan import Plan
 
-Role = Literal["forms", "cannot", "positional"]
+Role = Literal["induction", "nothing", "other", "positional"]
 
 PRESET = "demo"
 
@@ -17,8 +17,9 @@ class Kind:
     """One kind of run.
 
     Attributes:
-        role: `forms` = an induction head forms; `cannot` = none can; `positional` = heads that look back a fixed way
-            solve the task, as abruptly and earlier.
+        role: what can be learned. `induction`: the task, by an induction head. `nothing`. `other`: no induction head can
+            form, but a single layer learns which tokens its context holds, and may do so abruptly. `positional`: the
+            task, by heads that look back a fixed way, as abruptly and earlier.
         text: in a few words, for tables.
         changes: settings that differ from the preset's.
     """
@@ -29,11 +30,13 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "matched": Kind(role="forms", text="2 layers, repeats of varying length", changes={}),
-    "one_layer": Kind(role="cannot", text="1 layer: no head can build on another", changes={"n_layers": 1}),
-    "no_repeats": Kind(role="cannot", text="independent tokens: nothing to look up", changes={"control": "no_repeats"}),
+    "matched": Kind(role="induction", text="2 layers, repeats of varying length", changes={}),
+    "one_layer": Kind(role="other", text="1 layer: no head can build on another", changes={"n_layers": 1}),
+    "no_repeats": Kind(
+        role="nothing", text="independent tokens: nothing to look up", changes={"control": "no_repeats"}
+    ),
     "shuffled_targets": Kind(
-        role="cannot", text="repeats, targets in random order", changes={"control": "shuffled_targets"}
+        role="nothing", text="repeats, targets in random order", changes={"control": "shuffled_targets"}
     ),
     # Solved at step 90 or so: in 2,000 steps that lies at the edge of the run, where nothing can be dated.
     "fixed_period": Kind(
@@ -50,7 +53,8 @@ KINDS: dict[str, Kind] = {
     ),
 }
 MODELS = tuple(KINDS)
-CONTROLS = tuple(model for model, kind in KINDS.items() if kind.role == "cannot")
+NOTHING = tuple(model for model, kind in KINDS.items() if kind.role == "nothing")
+NO_INDUCTION = tuple(model for model, kind in KINDS.items() if kind.role in ("nothing", "other"))
 
 _TRAINING = FIELD_NAMES[: FIELD_NAMES.index("eigen_interval")]
 
