@@ -2,9 +2,20 @@
 
 import sys
 import time
-from typing import TextIO
+from typing import Protocol, TextIO, runtime_checkable
 
 from tqdm import tqdm
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """What a line can be printed to; a captured stream of a test lacks parts of `TextIO`."""
+
+    def write(self, text: str, /) -> object:
+        """Write some text."""
+
+    def flush(self) -> object:
+        """Let nothing wait."""
 
 
 class Progress:
@@ -59,7 +70,7 @@ class Progress:
         return time_left(self._started, step - self._initial, self._total - step)
 
 
-def say(text: str, *, bar: "tqdm[None] | None", stream: TextIO) -> None:
+def say(text: str, *, bar: "tqdm[None] | None", stream: Stream) -> None:
     """Print a line without disturbing the bar, if there is one."""
     if bar is not None:
         bar.write(text, file=stream)
