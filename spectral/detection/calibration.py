@@ -1,11 +1,14 @@
 """The simulations behind `calibration.json`; only calibration families take part, never a test family.
 
-`python -m spectral.detection.calibration` writes the file anew, with its seed and counts, in a few minutes. Three
+`python -m spectral.detection.calibration` writes the file anew, with its seed and counts, in a few minutes. Four
 tables:
 
 * floor: how high T climbs on null curves, by length and noise coefficient. Surrogates assume AR(1) noise around a
   smooth curve; where noise wanders or jumps, a signal must beat this as well. The largest quantile over the families.
-* widening: factor per interval that gives 90 % coverage, pooled over the calibration families of abrupt curves.
+* jump_ratio: where noise wanders, the height of a jump over the largest change elsewhere that a walk whose jumps have a
+  Pareto tail, and T beyond the floor, reaches in 1.5 %. A floor of T instead would forbid half of all overshoots.
+* widening: factor per interval that gives 90 % coverage, pooled over the calibration families of abrupt curves; onset
+  and end share one, since each is the other of the mirrored curve.
 * online: threshold h(N, alpha) with P(a confirmed alarm at any time of a null run) <= alpha, the largest over families.
 """
 
@@ -17,28 +20,32 @@ from typing import Any
 import numpy as np
 
 from spectral.detection.gates import passes_shape_gates
-from spectral.detection.intervals import LEVEL, half_width, quantities, refine, spacing_at
+from spectral.detection.intervals import LEVEL, bounds, half_width, quantities, refine, spacing_at
 from spectral.detection.online_calibration import online_table
 from spectral.detection.splits import ALL_ABRUPT, ALL_NULL, CALIBRATION_ABRUPT, CALIBRATION_NULL
 from spectral.detection.statistic import (
     MIDPOINTS,
     WIDTHS,
     Array,
+    Scan,
     columns_of,
     hampel,
+    jump_ratio,
     scan_rows,
 )
 from spectral.detection.tables import FLOOR_LEVELS, PHI_EDGES
 from spectral.randomness import numpy_generator
 
-SEED = 2026
+SEED = 2027
 FLOOR_SIZES = (40, 60, 100, 200, 400)
 WIDENING_SIZES = (50, 100, 200)
 FLOOR_CURVES = 4000
-WIDENING_CURVES = 120
+WIDENING_CURVES = 200
 
 # The width gate decides about these, with an interval of its own; a floor would only cost power.
-NOT_IN_FLOOR = ("gradual",)
+NOT_IN_FLOOR = ("gradual", "jumping_walk")
+JUMPING = "jumping_walk"
+JUMP_LEVEL, JUMP_SHARE = 0.01, 0.015
 # A bin may use this share of the allowance even if fewer curves fall into it.
 _SMALLEST_BIN = 1 / 8
 # The 50 % point of a rise that overshoots and settles depends on which level counts as its end: no error to learn from.
@@ -58,8 +65,8 @@ def floor_rows(n_snapshots: int, n_curves: int, seed: int) -> list[list[float]]:
         if name in NOT_IN_FLOOR:
             continue
         rng = numpy_generator(seed, f"calibration/floor/{name}", n_snapshots)
-        statistic, phi = gated_statistics(t, np.stack([ALL_NULL[name](t, rng)[0] for _ in range(n_curves)]))
-        bins = np.searchsorted(PHI_EDGES, phi, side="right")
+        statistic, scan = gated_statistics(t, np.stack([ALL_NULL[name](t, rng)[0] for _ in range(n_curves)]))
+        bins = np.searchsorted(PHI_EDGES, scan.phi, side="right")
         for b in range(len(PHI_EDGES) + 1):
             ordered = np.sort(statistic[bins == b])[::-1]
             for i, level in enumerate(FLOOR_LEVELS):
@@ -69,8 +76,24 @@ def floor_rows(n_snapshots: int, n_curves: int, seed: int) -> list[list[float]]:
     return [[round(float(x), 1) for x in row] for row in np.maximum.accumulate(highest, axis=1)]
 
 
-def gated_statistics(t: Array, rows: Array) -> tuple[Array, Array]:
-    """Return ([B] T, [B] phi) of unfiltered rows; T is -inf where size, edge or persistence forbid a transition."""
+def jump_table(floor: dict[str, list[list[float]]], n_curves: int, seed: int) -> dict[str, float]:
+    """Return size -> ratio that `JUMP_SHARE` of the jumping walks reach together with the floor and phi >= 0.75."""
+    level = FLOOR_LEVELS.index(JUMP_LEVEL)
+    table = {}
+    for size, heights in floor.items():
+        t = np.linspace(0, 1, int(size))
+        rng = numpy_generator(seed, f"calibration/jump/{JUMPING}", int(size))
+        statistic, scan = gated_statistics(t, np.stack([ALL_NULL[JUMPING](t, rng)[0] for _ in range(n_curves)]))
+        bins = np.searchsorted(PHI_EDGES, scan.phi, side="right")
+        high = (statistic > np.array(heights)[bins, level]) & (scan.phi >= PHI_EDGES[1])
+        ratios = sorted((jump_ratio(t, scan, int(i)) for i in np.flatnonzero(high)), reverse=True)
+        allowed = int(JUMP_SHARE * n_curves)
+        table[size] = round(float(ratios[allowed]), 2) if allowed < len(ratios) else 1.0
+    return table
+
+
+def gated_statistics(t: Array, rows: Array) -> tuple[Array, Scan]:
+    """Return [B] T and the scan of unfiltered rows; T is -inf where size, edge or persistence forbid a transition."""
     rows = rows - np.median(rows, axis=1, keepdims=True)
     rows = hampel(rows / np.ptp(rows, axis=1, keepdims=True))
     scan = scan_rows(t, rows)
@@ -90,7 +113,7 @@ def gated_statistics(t: Array, rows: Array) -> tuple[Array, Array]:
         )
         for i in range(len(rows))
     ]
-    return np.where(passes, scan.statistic, -np.inf), scan.phi
+    return np.where(passes, scan.statistic, -np.inf), scan
 
 
 def widening_table(sizes: tuple[int, ...], n_curves: int, seed: int) -> dict[str, dict[str, float]]:
@@ -101,6 +124,7 @@ def widening_table(sizes: tuple[int, ...], n_curves: int, seed: int) -> dict[str
         for family in (name for name in CALIBRATION_ABRUPT if name not in NOT_IN_WIDENING):
             for name, values in error_ratios(family, n, n_curves, seed).items():
                 ratios.setdefault(name, []).extend(values)
+        ratios["onset"] = ratios["end"] = ratios["onset"] + ratios["end"]
         for name, values in ratios.items():
             table.setdefault(name, {})[str(n)] = round(float(np.quantile(values, LEVEL)), 3)
     return table
@@ -118,22 +142,23 @@ def error_ratios(family: str, n_snapshots: int, n_curves: int, seed: int) -> dic
         y = hampel(((y - np.median(y)) / np.ptp(y))[None])[0]
         scan = scan_rows(t, y[None])
         near = float(MIDPOINTS[int(scan.fit.candidate[0]) % len(MIDPOINTS)])
-        index = int(scan.phi_index[0])
-        phi = float(scan.phi[0])
-        fit = refine(t, y, phi=phi, phi_index=index, near=near, rng=rng, known=np.empty((0, 2)))
-        if abs(fit.midpoint - truth[1]) > 0.03:
+        fit = refine(t, y, phi_index=int(scan.phi_index[0]), near=near, known=np.empty((0, 2)))
+        found = quantities(fit)
+        midpoint = found["midpoint"][0]
+        if abs(midpoint - truth[1]) > 0.03:
             continue
         right = {"onset": truth[0], "midpoint": truth[1], "end": truth[2], "width": truth[2] - truth[0]}
-        spacing = spacing_at(t, fit.midpoint)
-        for name, (estimate, draws) in quantities(fit).items():
+        spacing = spacing_at(t, midpoint)
+        for name, (estimate, cells) in found.items():
             error = right[name] - estimate
-            side = 1 if error > 0 else -1
-            ratios.setdefault(name, []).append(abs(error) / half_width(name, estimate, draws, side, fit.width, spacing))
+            end = bounds(fit, cells)[int(error > 0)]
+            ratios.setdefault(name, []).append(abs(error) / half_width(estimate, end, spacing))
     return ratios
 
 
 def calibrate(seed: int, floor_curves: int, widening_curves: int, online_curves: int) -> dict[str, Any]:
     """Return the content of calibration.json."""
+    floor = floor_table(FLOOR_SIZES, floor_curves, seed)
     return {
         "calibration_id": f"calibration-{seed}-{floor_curves}-{widening_curves}-{online_curves}",
         "made_by": "python -m spectral.detection.calibration",
@@ -143,7 +168,8 @@ def calibrate(seed: int, floor_curves: int, widening_curves: int, online_curves:
         "abrupt_families": list(CALIBRATION_ABRUPT),
         "phi_edges": list(PHI_EDGES),
         "floor_levels": list(FLOOR_LEVELS),
-        "floor": floor_table(FLOOR_SIZES, floor_curves, seed),
+        "floor": floor,
+        "jump_ratio": jump_table(floor, floor_curves, seed),
         "widening": widening_table(WIDENING_SIZES, widening_curves, seed),
         "online": online_table(online_curves, seed),
     }

@@ -82,6 +82,8 @@ def judge(t: Array, y: Array, evidence: Evidence, significance: float) -> tuple[
     if _at_edge(t, e.midpoint, e.width):
         return "inconclusive", "at_edge"
     if e.p_calibrated > significance:
+        if e.width <= MAX_WIDTH and not persists(t, y, midpoint=e.midpoint, width=e.width, amplitude=e.amplitude):
+            return "none", "not_persistent"  # a bump also leaves residuals that wander: name what it is
         return ("gradual" if moves else "none"), "not_significant"
     if e.width_interval[0] > MAX_WIDTH:
         return "gradual", "too_wide"

@@ -12,15 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from spectral.detection.gates import MIN_AFTER, MIN_NOISE_SDS, MIN_SHARE_OF_RANGE, holds, persists
-from spectral.detection.online_statistic import scan_online
-from spectral.detection.statistic import Array, hampel
-from spectral.detection.thresholds import FIRST_LOOK, noise_scale, online_calibration_id, threshold
+from spectral.detection.gates import MIN_AFTER, holds, persists
+from spectral.detection.online_statistic import scan_online, under_way
+from spectral.detection.statistic import Array
+from spectral.detection.thresholds import FIRST_LOOK, confirm_after, noise_scale, online_calibration_id, threshold
 
 Number = int | float | np.integer[Any] | np.floating[Any]
 
-# A spike of 3 snapshots looks like a new level for 3 looks, as the level is a median of 3.
-CONFIRM_AFTER = 3
 AGREEMENT = 0.05
 MIN_FAMILIES = 2
 
@@ -193,16 +191,12 @@ class OnlineDetector:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()` of a detector of the same signals; its settings are taken over.
 
+        A state saved under an older calibration (`calibration_id`) loads too: what was announced stays announced, and
+        the history, which is raw, is judged by the present thresholds from the next snapshot on.
+
         Raises:
-            ValueError: when the signals or the calibration differ.
+            ValueError: when the signals differ.
         """
-        current = online_calibration_id()
-        if state["calibration_id"] != current:
-            msg = (
-                f"the state was saved under calibration {state['calibration_id']!r}, this is {current!r}"
-                "; replay the run's snapshots through a new detector instead"
-            )
-            raise ValueError(msg)
         if dict(state["families"]) != self._families:
             msg = (
                 f"the saved state watches {dict(state['families'])}, this detector {self._families}; build it with "
@@ -248,14 +242,12 @@ class OnlineDetector:
             t = (np.array(axis) - axis[0]) / self._planned
             rows = np.array([self._tracks[name].values for name in members], dtype=np.float64)
             scan = scan_online(t, rows)
-            filtered = hampel(rows)
             for i, name in enumerate(members):
                 track = self._tracks[name]
                 statistic = float(scan.statistic[i]) * noise_scale(self._planned_snapshots(track), float(scan.phi[i]))
                 track.statistic = statistic if math.isfinite(statistic) else None
                 found = (float(scan.midpoint[i]), float(scan.width[i]), float(scan.amplitude[i]))
-                sd = float(scan.noise_sd[i])
-                kind = self._advance(track, t, filtered[i], found, sd)
+                kind = self._advance(track, t, scan.filtered[i], found, lively=under_way(t, scan, i))
                 if kind is not None:
                     events.append(
                         OnlineEvent(
@@ -270,7 +262,7 @@ class OnlineDetector:
                     )
         return sorted(events, key=lambda event: list(self._families).index(str(event.signal)))
 
-    def _advance(self, track: _Track, t: Array, y: Array, found: tuple[float, ...], sd: float) -> str | None:
+    def _advance(self, track: _Track, t: Array, y: Array, found: tuple[float, ...], *, lively: bool) -> str | None:
         """Move one signal's state; return the kind of event, if any."""
         if track.status == "confirmed":
             # Its sigmoid is settled: T may fade once the change lies far back, only a lost level revokes.
@@ -282,13 +274,7 @@ class OnlineDetector:
                 track.status = "revoked"
                 return "revoked"
         midpoint, width, amplitude = found
-        spread = float(np.diff(np.quantile(y, [0.02, 0.98]))[0])
-        passes = (
-            track.statistic is not None
-            and track.statistic > self._threshold(track)
-            and abs(amplitude) >= max(MIN_SHARE_OF_RANGE * spread, MIN_NOISE_SDS * sd)
-            and holds(t, y, midpoint=midpoint, width=width, amplitude=amplitude)
-        )
+        passes = lively and track.statistic is not None and track.statistic > self._threshold(track)
         if track.status == "candidate" and not passes:
             track.status, track.kept = "revoked", 0
             return "revoked"
@@ -309,7 +295,7 @@ class OnlineDetector:
             track.status, track.kept = "candidate", 0
             return "candidate"
         track.kept = 0 if moved else track.kept + 1
-        if track.kept >= CONFIRM_AFTER:
+        if track.kept >= confirm_after(self._planned_snapshots(track)):
             track.status = "confirmed"
             return "confirmed"
         return None

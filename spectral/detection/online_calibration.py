@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from spectral.detection.gates import MIN_NOISE_SDS, MIN_SHARE_OF_RANGE, holds
-from spectral.detection.online import CONFIRM_AFTER
-from spectral.detection.online_statistic import scan_online
+from spectral.detection.online_statistic import scan_online, under_way
 from spectral.detection.splits import ALL_NULL, CALIBRATION_NULL
-from spectral.detection.statistic import Array, hampel
+from spectral.detection.statistic import Array
 from spectral.detection.tables import PHI_EDGES
-from spectral.detection.thresholds import FIRST_LOOK, LEVELS, noise_scale
+from spectral.detection.thresholds import CONFIRM_AFTER, FIRST_LOOK, LEVELS, noise_scale
 from spectral.randomness import numpy_generator
 
 SIZES = (30, 50, 100, 200)
@@ -28,13 +26,10 @@ NOT_THRESHOLDED = ("gradual",)
 
 def online_table(n_curves: int, seed: int) -> dict[str, Any]:
     """Return {"scale": size -> factor per bin of phi, "threshold": size -> h per entry of LEVELS}."""
+    families = tuple(family for family in CALIBRATION_NULL if family not in NOT_THRESHOLDED)
     scales, thresholds = {}, {}
     for n in SIZES:
-        kept = {
-            family: kept_statistics(family, n, n_curves, seed)
-            for family in CALIBRATION_NULL
-            if family not in NOT_THRESHOLDED
-        }
+        kept = kept_statistics(families, n, n_curves, seed)
         heights = np.max([np.quantile(bins, 1 - SHAPE_LEVEL, axis=0) for bins in kept.values()], axis=0)
         heights = np.maximum.accumulate(np.maximum(heights, 1.0))
         scale = heights[0] / heights
@@ -45,34 +40,39 @@ def online_table(n_curves: int, seed: int) -> dict[str, Any]:
     return {"scale": scales, "threshold": thresholds}
 
 
-def kept_statistics(family: str, n_snapshots: int, n_curves: int, seed: int) -> Array:
-    """Return [n_curves, bins of phi]: the largest T, at least 0, that a null curve keeps with the gates held."""
+def kept_statistics(
+    families: tuple[str, ...], n_snapshots: int, n_curves: int, seed: int, *, looks: int = CONFIRM_AFTER + 1
+) -> dict[str, Array]:
+    """Return family -> [n_curves, bins of phi]: the largest T, at least 0, that a null curve keeps, gates held.
+
+    `looks` is how many looks in a row count as kept. The thresholds are set for the shortest wait; where the detector
+    waits longer (`confirm_after`), fewer null curves last.
+    """
     t = np.linspace(0, 1, n_snapshots)
-    rng = numpy_generator(seed, f"calibration/online/{family}", n_snapshots)
-    rows = np.stack([ALL_NULL[family](t, rng)[0] for _ in range(n_curves)])
-    highest = np.zeros((n_curves, len(PHI_EDGES) + 1))
+    drawn = []
+    for family in families:
+        rng = numpy_generator(seed, f"calibration/online/{family}", n_snapshots)
+        drawn += [ALL_NULL[family](t, rng)[0] for _ in range(n_curves)]
+    rows = np.stack(drawn)
+    highest = np.zeros((len(rows), len(PHI_EDGES) + 1))
+    pick = np.arange(len(rows))
     recent: list[Array] = []
-    for n in range(FIRST_LOOK, n_snapshots + 1):
+    for n in range(FIRST_LOOK, n_snapshots + 1):  # all families at one look share their designs
         statistic, phi = gated_online(t[:n], rows[:, :n])
-        recent = [*recent, statistic][-CONFIRM_AFTER - 1 :]
-        if len(recent) > CONFIRM_AFTER:
+        recent = [*recent, statistic][-looks:]
+        if len(recent) == looks:
             kept = np.min(recent, axis=0)
             at = np.searchsorted(PHI_EDGES, phi, side="right")
-            pick = np.arange(n_curves)
             highest[pick, at] = np.maximum(highest[pick, at], kept)
-    return highest
+    return {family: highest[i * n_curves : (i + 1) * n_curves] for i, family in enumerate(families)}
 
 
 def gated_online(t: Array, rows: Array) -> tuple[Array, Array]:
     """Return ([B] T, [B] phi) of unfiltered rows seen up to now; T is -inf where a gate fails."""
-    scan = scan_online(t, rows)
-    filtered = hampel(rows)
-    spread = np.ptp(np.quantile(filtered, [0.02, 0.98], axis=1), axis=0)
-    large = np.abs(scan.amplitude) >= np.maximum(MIN_SHARE_OF_RANGE * spread, MIN_NOISE_SDS * scan.noise_sd)
-    statistic = np.where(large & (scan.statistic > 2), scan.statistic, -np.inf)
+    scan = scan_online(t, rows, least=LOWEST)
+    statistic = np.where(scan.statistic > LOWEST, scan.statistic, -np.inf)
     for i in np.flatnonzero(np.isfinite(statistic)):
-        m, w, a = float(scan.midpoint[i]), float(scan.width[i]), float(scan.amplitude[i])
-        if not holds(t, filtered[i], midpoint=m, width=w, amplitude=a):
+        if not under_way(t, scan, int(i)):
             statistic[i] = -np.inf
     return statistic, scan.phi
 
@@ -81,4 +81,5 @@ def run_maxima(family: str, n_snapshots: int, n_curves: int, seed: int) -> Array
     """Return [n_curves] largest scaled T that null curves of one family keep; comparable with `threshold`."""
     edges = [0.0, *PHI_EDGES]
     scale = np.array([noise_scale(n_snapshots, edge) for edge in edges])
-    return np.asarray(np.max(kept_statistics(family, n_snapshots, n_curves, seed) * scale, axis=1), dtype=np.float64)
+    kept = kept_statistics((family,), n_snapshots, n_curves, seed)[family]
+    return np.asarray(np.max(kept * scale, axis=1), dtype=np.float64)

@@ -10,17 +10,23 @@ from functools import lru_cache
 
 import numpy as np
 
+from spectral.detection.gates import MIN_NOISE_SDS, MIN_SHARE_OF_RANGE, holds
 from spectral.detection.statistic import (
     PHI_GRID,
-    PHI_MAX,
+    PHI_START,
     RSS_FLOOR,
     Array,
     Design,
     Indices,
     build_design,
+    colour,
     columns_of,
+    correlations,
+    estimate_phi,
     fit_rows,
     hampel,
+    ratio_to_elsewhere,
+    sigmoid,
     sigmoid_grid,
 )
 
@@ -32,6 +38,7 @@ WIDTHS = (0.01, 0.03, 0.06, 0.1)
 LOOK_BACK = 40
 SETTLED = 1
 PER_SNAPSHOT = 2
+LEAST_JUMP_RATIO = 3.0  # walks that jump stay below it in most runs; a change of 3 noise deviations exceeds it
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,6 +52,8 @@ class OnlineScan:
         amplitude: [B] signed height in units of the rows.
         noise_sd: [B] marginal noise sd in the same units.
         phi: [B] noise coefficient used, a value of `PHI_GRID`.
+        filtered: [B, n] the rows without isolated outliers.
+        rest: [B, n] what the abrupt fit leaves of them.
     """
 
     statistic: Array
@@ -53,51 +62,83 @@ class OnlineScan:
     amplitude: Array
     noise_sd: Array
     phi: Array
+    filtered: Array
+    rest: Array
 
 
-def scan_online(t: Array, rows: Array) -> OnlineScan:
+def scan_online(t: Array, rows: Array, *, least: float = -np.inf) -> OnlineScan:
     """Scan the rows [B, n] (unfiltered, n >= 9) seen up to now.
 
     Args:
         t: [n] snapshot times as fractions of the planned run; may exceed 1 when the run goes on longer.
         rows: [B, n] the curves up to now.
+        least: for simulations, where a low T does not count: rows whose T is lower on a quarter of the candidates,
+            or in the first round, are not scanned further.
 
-    phi is 1 + 2c from the lag-1 autocorrelation c of the first differences (centred, clipped at 4 x median |d|), in
-    [0, 0.95]: differencing removes the trend without a fit.
+    phi comes from the residuals of the abrupt fit, as offline, in two rounds: differences of the curve itself would
+    take a rise of many snapshots for wandering noise.
     """
     n = len(t)
-    rows = rows - np.median(rows, axis=1, keepdims=True)
+    center = np.median(rows, axis=1, keepdims=True)
     scale = np.ptp(rows, axis=1)
     flat = scale <= 0
-    rows = hampel(rows / np.where(flat, 1.0, scale)[:, None])
-    phi_index = np.argmin(np.abs(PHI_GRID[None, :] - _phi_of_differences(rows)[:, None]), axis=1)
+    unit = np.where(flat, 1.0, scale)[:, None]
+    scaled = hampel((rows - center) / unit)
+    filtered = scaled * unit + center
     midpoints, widths = _candidates(t)
     b = len(rows)
     empty = np.full(b, np.nan)
     if len(midpoints) == 0:
-        return OnlineScan(statistic=empty, midpoint=empty, width=empty, amplitude=empty, noise_sd=empty, phi=empty)
+        return OnlineScan(
+            statistic=empty,
+            midpoint=empty,
+            width=empty,
+            amplitude=empty,
+            noise_sd=empty,
+            phi=empty,
+            filtered=filtered,
+            rest=filtered,
+        )
     out = {name: np.empty(b) for name in ("statistic", "midpoint", "width", "amplitude", "noise_sd")}
-    for index in np.unique(phi_index):
-        mine: Indices = np.flatnonzero(phi_index == index)
-        fit = fit_rows(rows[mine], _design(t.tobytes(), int(index)))
-        k = np.array([columns_of(int(basis)) for basis in fit.basis])
-        out["statistic"][mine] = n * np.log(fit.rss0 / fit.rss1)
-        out["midpoint"][mine] = midpoints[fit.candidate]
-        out["width"][mine] = widths[fit.candidate]
-        out["amplitude"][mine] = fit.amplitude * scale[mine]
-        out["noise_sd"][mine] = np.sqrt(np.maximum(fit.rss1, RSS_FLOOR) / (n - k - 2)) * scale[mine]
+    rest = np.empty_like(scaled)
+    phi_index = np.full(b, int(np.argmin(np.abs(PHI_GRID - PHI_START))))
+    stale = np.ones(b, dtype=bool)
+    if least > -np.inf:
+        rough = fit_rows(scaled, _rough_design(t.tobytes(), int(phi_index[0])))
+        out["statistic"][:] = n * np.log(rough.rss0 / rough.rss1)
+        stale = out["statistic"] >= least
+    for last in (False, True):
+        estimate = np.zeros(b)
+        for index in np.unique(phi_index[stale]):
+            mine: Indices = np.flatnonzero(stale & (phi_index == index))
+            fit = fit_rows(scaled[mine], _design(t.tobytes(), int(index)))
+            k = np.array([columns_of(int(basis)) for basis in fit.basis])
+            out["statistic"][mine] = n * np.log(fit.rss0 / fit.rss1)
+            out["midpoint"][mine] = midpoints[fit.candidate]
+            out["width"][mine] = widths[fit.candidate]
+            out["amplitude"][mine] = fit.amplitude * scale[mine]
+            out["noise_sd"][mine] = np.sqrt(np.maximum(fit.rss1, RSS_FLOOR) / (n - k - 2)) * scale[mine]
+            rest[mine] = colour(fit.residuals, correlations(t, float(PHI_GRID[index]))) * scale[mine, None]
+            if not last:
+                estimate[mine] = estimate_phi(t, fit, phi_index[mine])
+        if not last:
+            rounded = np.argmin(np.abs(PHI_GRID[None, :] - estimate[:, None]), axis=1)
+            again = stale & (rounded != phi_index) & (out["statistic"] >= least)
+            stale, phi_index = again, np.where(stale, rounded, phi_index)
     out["statistic"][flat] = 0.0
-    return OnlineScan(**out, phi=PHI_GRID[phi_index])
+    return OnlineScan(**out, phi=PHI_GRID[phi_index], filtered=filtered, rest=rest)
 
 
-def _phi_of_differences(rows: Array) -> Array:
-    d = np.diff(rows, axis=1)
-    d = d - np.median(d, axis=1, keepdims=True)
-    limit = 4 * np.median(np.abs(d), axis=1, keepdims=True)
-    d = np.clip(d, -limit, limit)
-    power = np.sum(d**2, axis=1)
-    c = np.sum(d[:, 1:] * d[:, :-1], axis=1) / np.where(power > 0, power, 1.0)
-    return np.asarray(np.clip(1 + 2 * np.where(power > 0, c, -0.5), 0.0, min(0.95, PHI_MAX)), dtype=np.float64)
+def under_way(t: Array, scan: OnlineScan, row: int) -> bool:
+    """Tell whether the sigmoid of one row is large, kept up to now, and stands out among the changes before it."""
+    m, w, amplitude = (float(values[row]) for values in (scan.midpoint, scan.width, scan.amplitude))
+    y = scan.filtered[row]
+    spread = float(np.diff(np.quantile(y, [0.02, 0.98]))[0])
+    return (
+        abs(amplitude) >= max(MIN_SHARE_OF_RANGE * spread, MIN_NOISE_SDS * float(scan.noise_sd[row]))
+        and holds(t, y, midpoint=m, width=w, amplitude=amplitude)
+        and ratio_to_elsewhere(t, scan.rest[row], midpoint=m, width=w, amplitude=amplitude) >= LEAST_JUMP_RATIO
+    )
 
 
 def _candidates(t: Array) -> tuple[Array, Array]:
@@ -115,8 +156,19 @@ def _candidates(t: Array) -> tuple[Array, Array]:
 @lru_cache(maxsize=24)
 def _design(axis: bytes, phi_index: int) -> Design:
     t = np.frombuffer(axis, dtype=np.float64)
+    return _built(t, phi_index, *_candidates(t))
+
+
+@lru_cache(maxsize=2)
+def _rough_design(axis: bytes, phi_index: int) -> Design:
+    t = np.frombuffer(axis, dtype=np.float64)
     m, w = _candidates(t)
-    candidates = np.concatenate([sigmoid_grid(t, m[w == x], np.array([x])) for x in WIDTHS], axis=1)
+    some = np.isin(w, WIDTHS[1::2])
+    return _built(t, phi_index, m[some][::2], w[some][::2])
+
+
+def _built(t: Array, phi_index: int, midpoints: Array, widths: Array) -> Design:
+    candidates = sigmoid(t[:, None], midpoints[None, :], widths[None, :])
     shapes = [np.exp(-t / tau) for tau in TAUS] + [(1 + t / u) ** -p for u, p in POWERS]
     wide = sigmoid_grid(t, WIDE_MIDPOINTS, np.array(WIDE_WIDTHS))
     return build_design(t, float(PHI_GRID[phi_index]), np.stack(shapes, axis=1), wide, candidates)

@@ -21,11 +21,24 @@ CALIBRATION_NULL = (
     "slope_kink",
     "stretched",
     "smoothed_walk",
+    "jumping_walk",
     "heavy_noise",
     "gradual",
     "shrinking_noise",
 )
 TEST_NULL = tuple(name for name in ALL_NULL if name not in CALIBRATION_NULL)
 
-CALIBRATION_ABRUPT = ("step", "step_after_exponential", "step_with_outliers", "skewed_accuracy", "overshoot")
+CALIBRATION_ABRUPT = (
+    "step",
+    "step_after_exponential",
+    "step_with_outliers",
+    "skewed_accuracy",
+    "overshoot",
+    "smooth_ramp",
+    "relaxing_drop",
+    "late_rise",
+    "noise_shift_step",
+    "unsettled_step",
+    "jittered_step",
+)
 TEST_ABRUPT = tuple(name for name in ALL_ABRUPT if name not in CALIBRATION_ABRUPT)

@@ -198,8 +198,8 @@ def _hampel_block(rows: Array) -> Array:
     r, c = np.nonzero(flagged)
     if len(r):
         padded = np.pad(rows, ((0, 0), (4, 4)), constant_values=np.nan)
-        left = np.nanmedian(padded[r[:, None], c[:, None] + np.arange(4)], axis=1)
-        right = np.nanmedian(padded[r[:, None], c[:, None] + np.arange(5, 9)], axis=1)
+        left = _median_of_four(padded[r[:, None], c[:, None] + np.arange(4)])
+        right = _median_of_four(padded[r[:, None], c[:, None] + np.arange(5, 9)])
         isolated = np.abs(left - right) < 0.5 * deviation[r, c]
         r, c = r[isolated], c[isolated]
         out[r, c] = median[r, at[c]]
@@ -273,13 +273,47 @@ def scan_rows(t: Array, rows: Array, known: Array | None = None) -> Scan:
     known = np.empty((0, 2)) if known is None else known
     fit = _fit_grouped(t, rows, at, known)
     for _ in range(2):
-        phi = _estimate_phi(t, fit, at)
+        phi = estimate_phi(t, fit, at)
         rounded = np.argmin(np.abs(PHI_GRID[None, :] - phi[:, None]), axis=1)
         changed = np.flatnonzero(rounded != at)
         at = rounded
         if len(changed):
             fit = _updated(fit, changed, _fit_grouped(t, rows[changed], at[changed], known))
     return Scan(statistic=n * np.log(fit.rss0 / fit.rss1), phi=phi, phi_index=at, fit=fit)
+
+
+def screen_rows(t: Array, rows: Array, *, phi_index: int, smooth: int, known: Array) -> Array:
+    """Return a rough T [B] of (filtered) rows that scatter around one smooth curve with one noise coefficient.
+
+    Costs a tenth of `scan_rows` and tells which surrogates cannot come near an observed T: that coefficient, every
+    third midpoint, half of the widths, and of the fine smooth shapes only the curve's own, `smooth` (`Fit.smooth`).
+    """
+    own = smooth if smooth > N_SHAPES else 0
+    fit = fit_rows(rows, _cached_screen_design(t.tobytes(), int(phi_index), known.tobytes(), own))
+    return np.asarray(len(t) * np.log(fit.rss0 / fit.rss1), dtype=np.float64)
+
+
+def jump_ratio(t: Array, scan: Scan, row: int) -> float:
+    """Return `ratio_to_elsewhere` of the sigmoid and the residuals of one row."""
+    candidate = int(scan.fit.candidate[row])
+    m, w = float(MIDPOINTS[candidate % len(MIDPOINTS)]), WIDTHS[candidate // len(MIDPOINTS)]
+    rest = colour(scan.fit.residuals[row], correlations(t, float(PHI_GRID[scan.phi_index[row]])))
+    return ratio_to_elsewhere(t, rest, midpoint=m, width=w, amplitude=float(scan.fit.amplitude[row]))
+
+
+def ratio_to_elsewhere(t: Array, rest: Array, *, midpoint: float, width: float, amplitude: float) -> float:
+    """Return the height of a sigmoid over the largest change of the residuals [n] elsewhere within as many snapshots.
+
+    Where noise wanders, the largest of many increments is followed closely by the next, unless something happened: for
+    increments with a Pareto tail of index a the chance of a ratio r is r^-a. Windows that touch [m - w, m + w] do not
+    count; infinite when none is left.
+    """
+    size = max(1, round(width / float(np.median(np.diff(t)))))
+    change = np.abs(rest[size:] - rest[:-size])
+    elsewhere = (t[size:] < midpoint - width) | (t[:-size] > midpoint + width)
+    if not np.any(elsewhere):
+        return float("inf")
+    return abs(amplitude) / max(float(np.max(change[elsewhere])), 1e-300)
 
 
 def offline_design(t: Array, phi_index: int, known: Array) -> Design:
@@ -333,11 +367,25 @@ def _regress(columns: Array, row: Array, rho: Array) -> Array:
 def _cached_offline_design(axis: bytes, phi_index: int, known: bytes) -> Design:
     t = np.frombuffer(axis, dtype=np.float64)
     found = np.frombuffer(known, dtype=np.float64).reshape(-1, 2)
-    narrow = sigmoid_grid(t, MIDPOINTS, np.array(WIDTHS))
-    for m, w in found:  # what is left of a known transition must not be found again
-        narrow[:, np.tile(np.abs(MIDPOINTS - m) < 1.5 * w + 0.02, len(WIDTHS))] = 0.0
+    narrow = _narrow(t, MIDPOINTS, np.array(WIDTHS), found)
     phi = float(PHI_GRID[phi_index])
     return build_design(t, phi, smooth_shapes(t), smooth_only_shapes(t), narrow, known_columns(t, found))
+
+
+@lru_cache(maxsize=36)
+def _cached_screen_design(axis: bytes, phi_index: int, known: bytes, smooth: int) -> Design:
+    t = np.frombuffer(axis, dtype=np.float64)
+    found = np.frombuffer(known, dtype=np.float64).reshape(-1, 2)
+    narrow = _narrow(t, MIDPOINTS[::3], np.array(WIDTHS[::2]), found)
+    own = smooth_only_shapes(t)[:, smooth - 1 - N_SHAPES, None] if smooth else np.empty((len(t), 0))
+    return build_design(t, float(PHI_GRID[phi_index]), smooth_shapes(t), own, narrow, known_columns(t, found))
+
+
+def _narrow(t: Array, midpoints: Array, widths: Array, found: Array) -> Array:
+    narrow = sigmoid_grid(t, midpoints, widths)
+    for m, w in found:  # what is left of a known transition must not be found again
+        narrow[:, np.tile(np.abs(midpoints - m) < 1.5 * w + 0.02, len(widths))] = 0.0
+    return narrow
 
 
 # Sorting network for the middle of nine (Devillard 1998): whole arrays at a time it is 3 times as fast as a sort.
@@ -353,6 +401,14 @@ def _median_of_nine(values: Array) -> Array:
     for low, high in _NETWORK:
         v[low], v[high] = np.minimum(v[low], v[high]), np.maximum(v[low], v[high])
     return np.asarray(v[4], dtype=np.float64)
+
+
+def _median_of_four(values: Array) -> Array:
+    """Return the medians of [k, 4] without their NaNs (1-4 numbers each); 8 times as fast as `np.nanmedian`."""
+    ordered = np.sort(values, axis=1)  # NaNs last
+    count = 4 - np.count_nonzero(np.isnan(ordered), axis=1)
+    pick = np.arange(len(values))
+    return np.asarray((ordered[pick, (count - 1) // 2] + ordered[pick, count // 2]) / 2, dtype=np.float64)
 
 
 def _fit_block(rows: Array, d: Design) -> Fit:
@@ -424,7 +480,8 @@ def _fit_grouped(t: Array, rows: Array, phi_index: Indices, known: Array) -> Fit
     return Fit(**{name: getattr(joined, name)[back] for name in Fit.__dataclass_fields__})
 
 
-def _estimate_phi(t: Array, fit: Fit, phi_index: Indices) -> Array:
+def estimate_phi(t: Array, fit: Fit, phi_index: Indices) -> Array:
+    """Return [B] the corrected lag-1 autocorrelation of the abrupt fits' residuals, in [0, 0.97]; see `scan_rows`."""
     n = len(t)
     residuals = np.empty_like(fit.residuals)
     for index in np.unique(phi_index):

@@ -54,11 +54,33 @@ def floor_p(statistic: float, phi: float, n_snapshots: int) -> float:
     return float(np.exp(max(log_p[-1] - decay * (statistic - heights[-1]), -300.0)))
 
 
+def calibrated_p(statistic: float, phi: float, n_snapshots: int, jump_ratio: float) -> float:
+    """Return the p-value of T against the calibration families, 1 where noise wanders and no jump stands out.
+
+    Args:
+        statistic: T.
+        phi: estimated noise coefficient.
+        n_snapshots: length of the curve.
+        jump_ratio: see `statistic.jump_ratio`; from phi = 0.75 on it must reach the calibrated one.
+    """
+    if phi >= PHI_EDGES[1] and jump_ratio < least_jump_ratio(n_snapshots):
+        return 1.0
+    return floor_p(statistic, phi, n_snapshots)
+
+
+def least_jump_ratio(n_snapshots: int) -> float:
+    """Return the ratio that walks with heavy-tailed jumps hardly ever reach, interpolated in log N."""
+    return _by_size(tables()["jump_ratio"], n_snapshots)
+
+
 def widening(name: str, n_snapshots: int) -> float:
     """Return the factor on the half-widths of one interval, interpolated in log N."""
-    row = tables()["widening"][name]
-    sizes = np.array(sorted(int(n) for n in row), dtype=np.float64)
-    return float(np.interp(np.log(n_snapshots), np.log(sizes), [row[str(int(n))] for n in sizes]))
+    return _by_size(tables()["widening"][name], n_snapshots)
+
+
+def _by_size(row: dict[str, float], n_snapshots: int) -> float:
+    sizes = sorted(int(n) for n in row)
+    return float(np.interp(np.log(n_snapshots), np.log(np.array(sizes)), [row[str(n)] for n in sizes]))
 
 
 @lru_cache(maxsize=8)

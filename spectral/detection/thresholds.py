@@ -5,6 +5,10 @@ import numpy as np
 from spectral.detection.tables import PHI_EDGES, calibration_id, tables
 
 FIRST_LOOK = 16
+# A spike of 3 snapshots looks like a new level for 3 looks, as the level is a median of 3; a bump stays up for as long
+# as it is wide, and one of 4 % of the run is told from a step by waiting that long.
+CONFIRM_AFTER = 3
+CONFIRM_SHARE = 0.04
 LEVELS = (0.2, 0.1, 0.05, 0.02, 0.01)
 
 
@@ -25,6 +29,11 @@ def threshold(planned_snapshots: int | float, significance: float) -> float:
     log_levels = np.log(np.array(LEVELS[::-1]))
     per_size = {int(n): float(np.interp(np.log(significance), log_levels, row[::-1])) for n, row in rows.items()}
     return _between(per_size, planned_snapshots)
+
+
+def confirm_after(planned_snapshots: int | float) -> int:
+    """Return the number of looks a candidate must last: 3, or 4 % of the planned ones."""
+    return max(CONFIRM_AFTER, round(CONFIRM_SHARE * planned_snapshots))
 
 
 def noise_scale(planned_snapshots: int | float, phi: float) -> float:

@@ -5,8 +5,9 @@ bend curves, evaluation noise shrinks as an accuracy saturates, losses spike and
 """
 
 import numpy as np
+from scipy import special
 
-from spectral.detection.families import Family, Truth, _basic_place, _crossings, _hard_place, _noise, ar1
+from spectral.detection.families import Family, Truth, _basic_place, _crossings, _hard_place, _noise, _symmetric, ar1
 from spectral.detection.statistic import Array, sigmoid
 
 HEAVY_TAIL_DEGREES = 2.5
@@ -27,6 +28,13 @@ def ar_drift(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
 def drifting_walk(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
     """A random walk with drift and heavy-tailed increments."""
     return np.cumsum(rng.normal(0, 0.005) + heavy_tails(len(t), 0.02, rng)), None
+
+
+def jumping_walk(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """A Gaussian random walk that also jumps now and then, by sizes with a Pareto tail of index 2.2."""
+    n = len(t)
+    jumps = rng.choice([-1, 1], n) * 0.02 * (rng.pareto(2.2, n) + 1) * (rng.random(n) < rng.uniform(0.02, 0.5))
+    return np.cumsum(rng.normal(0, 0.02, n) + jumps), None
 
 
 def smoothed_walk(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
@@ -131,6 +139,63 @@ def saturating_step(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | 
     return rng.binomial(n, p) / n, (m - w / 2, m, m + w / 2)
 
 
+def smooth_ramp(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """A ramp with rounded corners, 3 x^2 - 2 x^3, on a trend."""
+    m, w = _hard_place(rng)
+
+    def part(x: Array) -> Array:
+        u = np.clip(0.5 + 0.608 * (x - m) / w, 0, 1)  # 10-90 % within w
+        return np.asarray(u * u * (3 - 2 * u), dtype=np.float64)
+
+    return part(t) + rng.uniform(-0.3, 0.3) * t + _noise(t, rng), _crossings(part)
+
+
+def relaxing_drop(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """A loss that falls early, stands still, then drops at once and relaxes as a stretched exponential."""
+    m, w = _hard_place(rng)
+    power = rng.uniform(0.8, 1.4)
+
+    def part(x: Array) -> Array:
+        tau = w / (2.3 ** (1 / power) - 0.105 ** (1 / power))
+        return np.asarray(-np.expm1(-((np.maximum(x - m, 0) / tau) ** power)), dtype=np.float64)
+
+    return np.exp(-t / rng.uniform(0.02, 0.06)) - part(t) + _noise(t, rng, 0.04), _crossings(part)
+
+
+def late_rise(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """A rise that accelerates slowly and stops soon: a mirrored Gompertz curve."""
+    m, w = _hard_place(rng)
+
+    def part(x: Array) -> Array:
+        return np.asarray(-np.expm1(-np.exp(np.clip(3.084 * (x - m) / w, -50, 50))), dtype=np.float64)
+
+    return part(t) + _noise(t, rng), _crossings(part)
+
+
+def noise_shift_step(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """A Gaussian-integral step whose noise is 2-5 times as loud on one side."""
+    m, w = _hard_place(rng)
+    place = (t - m) / w
+    rise = special.ndtr(2.563 * place)
+    loud = rng.uniform(1, 4) * (rise if rng.random() < 0.5 else 1 - rise)
+    return rise + _noise(t, rng, 0.025) * (1 + loud), _symmetric(m, w)
+
+
+def unsettled_step(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """A Gaussian-integral step; its noise is 2-5 times as loud from the onset on, for 1-3 widths."""
+    m, w = _hard_place(rng)
+    place = (t - m) / w
+    loud = rng.uniform(1, 4) * ((place > -0.5) & (place < rng.uniform(0.5, 2.5)))
+    return special.ndtr(2.563 * place) + _noise(t, rng, 0.03) * (1 + loud), _symmetric(m, w)
+
+
+def jittered_step(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """A step whose time wavers from snapshot to snapshot, by up to 0.15 widths: noise follows the slope."""
+    m, w = _hard_place(rng)
+    late = rng.uniform(0.03, 0.15) * w * ar1(len(t), rng.uniform(0, 0.6), 1.0, rng)
+    return special.ndtr(2.563 * (t - m - late) / w) + _noise(t, rng, 0.03), _symmetric(m, w)
+
+
 def two_steps(t: Array, rng: np.random.Generator) -> tuple[Array, list[Truth]]:
     """Two steps of the same sign, 0.2-0.5 of the run apart; returns both truths, ascending."""
     first = rng.uniform(0.15, 0.4)
@@ -148,6 +213,7 @@ TRAINING_NULL: dict[str, Family] = {
     for f in (
         ar_drift,
         drifting_walk,
+        jumping_walk,
         smoothed_walk,
         plateau,
         periodic,
@@ -162,4 +228,17 @@ TRAINING_NULL: dict[str, Family] = {
         borderline,
     )
 }
-TRAINING_ABRUPT: dict[str, Family] = {f.__name__: f for f in (hill_step, heavy_step, saturating_step)}
+TRAINING_ABRUPT: dict[str, Family] = {
+    f.__name__: f
+    for f in (
+        hill_step,
+        heavy_step,
+        saturating_step,
+        smooth_ramp,
+        relaxing_drop,
+        late_rise,
+        noise_shift_step,
+        unsettled_step,
+        jittered_step,
+    )
+}

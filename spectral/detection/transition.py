@@ -67,6 +67,9 @@ class Transition:
             (0, 1]. A change counts only if this and `p_value` are at most the significance.
         amplitude_in_noise_sd: |amplitude| over the noise sd.
         amplitude_in_range: |amplitude| over the 2-98 % range of the filtered curve.
+        jump_ratio: height over the largest change elsewhere within as many snapshots; where the noise wanders
+            (phi >= 0.75) it must reach the calibrated one.
+        shape: most probable shape of the change, a name of `shapes.SHAPES`; None when nothing is dated.
         further: other abrupt transitions of the signal, Holm-corrected over the searches, strongest first.
         bumps: passing events, strongest first; they never count as detected.
     """
@@ -97,6 +100,8 @@ class Transition:
     p_calibrated: float = 1.0
     amplitude_in_noise_sd: float | None = None
     amplitude_in_range: float | None = None
+    jump_ratio: float | None = None
+    shape: str | None = None
     further: tuple["Transition", ...] = ()
     bumps: tuple[Bump, ...] = ()
 
@@ -217,6 +222,7 @@ def _described(
         "delta_bic": _delta_bic(found.scan, len(found.t)),
         "phi": float(found.scan.phi[0]),
         "noise_sd": found.noise_sd * scale,
+        "jump_ratio": found.jump_ratio if math.isfinite(found.jump_ratio) else None,
     }
     if found.verdict == "none" or found.reason == "not_significant" or dating is None:
         return _undated(found.verdict, found.reason, n, resolution, **tested)
@@ -230,6 +236,7 @@ def _described(
         amplitude=dating.amplitude * scale,
         amplitude_in_noise_sd=abs(dating.amplitude) / max(found.noise_sd, 1e-12),
         amplitude_in_range=abs(dating.amplitude) / max(found.spread, 1e-9),
+        shape=dating.shape,
         **_times(dating, float(x[0]), span),
         **tested,
     )
@@ -329,9 +336,9 @@ def _times(dating: Dating, first: float, span: float) -> dict[str, Any]:
         return at(interval[0]), at(interval[1])
 
     return {
-        "onset": at(dating.midpoint - dating.width / 2),
+        "onset": at(dating.onset),
         "midpoint": at(dating.midpoint),
-        "end": at(dating.midpoint + dating.width / 2),
+        "end": at(dating.end),
         "interval": both(dating.midpoint_interval),
         "onset_interval": both(dating.onset_interval),
         "end_interval": both(dating.end_interval),

@@ -96,6 +96,30 @@ def test_state_passes_through_a_weights_only_checkpoint(detector, tmp_path):
     assert torch.load(tmp_path / "state.pt", weights_only=True) == watcher.state_dict()
 
 
+def test_a_state_of_an_older_calibration_goes_on_with_what_it_announced(detector):
+    steps, rows = run()
+    first = detector()
+    feed(first, steps[:40], rows[:40])
+    assert first.transition_confirmed
+    second = detector()
+    second.load_state_dict(first.state_dict() | {"calibration_id": "online-calibration-2024"})
+    assert second.transition_confirmed
+    assert feed(second, steps[40:], rows[40:]) == feed(first, steps[40:], rows[40:])
+
+
+def test_a_rise_of_many_snapshots_is_not_taken_for_wandering_noise():
+    from spectral.detection.online_statistic import scan_online
+    from spectral.detection.statistic import sigmoid
+
+    t = np.linspace(0, 1, 200)
+    y = sigmoid(t, 0.4, 0.08) + 0.03 * np.random.default_rng(1).standard_normal(200)
+    seen = 90  # the midpoint lies 10 snapshots back; differences of the curve itself would say phi = 0.95
+    scan = scan_online(t[:seen], y[None, :seen])
+    assert scan.phi[0] <= 0.3
+    assert scan.statistic[0] > 80
+    assert scan.midpoint[0] == pytest.approx(0.4, abs=0.01)
+
+
 def test_a_saved_state_does_not_grow_with_the_run(detector):
     steps, rows = run()
     watcher = detector()

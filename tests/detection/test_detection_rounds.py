@@ -30,6 +30,49 @@ def test_two_transitions_are_both_found_and_dated(detect):
     assert sorted([found.midpoint, found.further[0].midpoint]) == pytest.approx([300, 700], abs=5)
 
 
+@pytest.mark.parametrize("places", [(0.2, 0.6), (0.16, 0.58), (0.25, 0.5, 0.75)])
+def test_equal_steps_do_not_hide_each_other(detect, places):
+    # Each alone leaves the others as residuals that wander: phi = 0.97 and no significance in the first search.
+    found = detect(STEPS, steps_at(*places, seed=3), n_surrogates=399, bumps=False)
+    assert found.detected
+    assert sorted([found.midpoint, *(one.midpoint for one in found.further)]) == pytest.approx(
+        [1000 * m for m in places], abs=5
+    )
+
+
+def test_where_noise_wanders_a_jump_must_stand_out():
+    from spectral.detection.tables import calibrated_p, least_jump_ratio
+
+    least = least_jump_ratio(200)
+    assert 3 < least < 10
+    assert calibrated_p(300.0, 0.9, 200, least - 0.1) == 1.0
+    assert calibrated_p(300.0, 0.9, 200, least + 0.1) < 0.001
+    assert calibrated_p(300.0, 0.3, 200, 1.0) < 0.001
+
+
+def test_the_jump_ratio_compares_with_the_largest_change_elsewhere():
+    from spectral.detection.statistic import ratio_to_elsewhere
+
+    t = np.linspace(0, 1, 101)
+    rest = np.zeros(101)
+    rest[20:] += 0.5  # a change of 0.5 far from the sigmoid at 0.7
+    rest[70] += 5.0  # within the change itself nothing counts
+    assert ratio_to_elsewhere(t, rest, midpoint=0.7, width=0.02, amplitude=-2.0) == pytest.approx(4.0)
+
+
+def test_a_screened_surrogate_cannot_reach_the_statistic():
+    from spectral.detection import rounds
+    from spectral.detection import statistic as st
+
+    t, none = np.linspace(0, 1, 60), np.empty((0, 2))
+    for phi in (0.0, 0.5):
+        noise = np.random.default_rng(4).standard_normal((400, 60))
+        rows = st.hampel(3 * np.exp(-t / 0.1) + 0.3 * st.colour(noise, st.correlations(t, phi)))
+        rough = st.screen_rows(t, rows, phi_index=int(np.argmin(abs(st.PHI_GRID - phi))), smooth=0, known=none)
+        bound = rounds._SCREEN_FACTOR * np.maximum(rough, 0) + rounds._SCREEN_OFFSETS[0]
+        assert np.all(st.scan_rows(t, rows).statistic < bound)
+
+
 def test_one_transition_stays_one(detect):
     found = detect(STEPS, steps_at(0.4))
     assert found.detected
