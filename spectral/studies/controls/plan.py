@@ -17,9 +17,9 @@ class Kind:
     """One kind of run.
 
     Attributes:
-        role: what can be learned. `induction`: the task, by an induction head. `nothing`. `other`: no induction head can
-            form, but a single layer learns which tokens its context holds, and may do so abruptly. `positional`: the
-            task, by heads that look back a fixed way, as abruptly and earlier.
+        role: what can be learned. `induction`: the task, by an induction head. `nothing`. `other`: no induction head
+            can form, but a single layer learns which tokens its context holds, and may do so abruptly. `positional`:
+            the task, by heads that look back a fixed way, as abruptly and earlier.
         text: in a few words, for tables.
         changes: settings that differ from the preset's.
     """
