@@ -88,5 +88,5 @@ def _show_acquisition(run: Run, files: Files) -> list[Path]:
     from spectral.plots.gih_acquisition import draw_acquisition
 
     written, passages = draw_acquisition(run, files.folder(run.path), formats=files.formats, dpi=files.dpi)
-    print(f"staged_acquisition written: {', '.join(file.name for file in written)}\n{passages}")
+    print(passages)
     return written

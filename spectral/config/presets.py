@@ -29,6 +29,24 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, is no mapping, or holds a name that is no setting.
     """
+    values = read_mapping(path)
+    unknown = sorted(str(name) for name in values if name not in FIELD_NAMES)
+    if unknown:
+        raise ConfigError([f"--config {path} holds the unknown setting {name!r}; remove it" for name in unknown])
+    empty = [name for name, value in values.items() if value is None and name != "text_path"]
+    if empty:
+        raise ConfigError([f"--{name} has no value in --config {path}; give one or remove it" for name in empty])
+    if isinstance(values.get("compile"), bool):  # YAML 1.1 takes the words on and off for truth values
+        values["compile"] = "on" if values["compile"] else "off"
+    return values
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read names and values from a YAML or JSON file; an empty file holds none.
+
+    Raises:
+        ConfigError: the file is missing, cannot be parsed, or is no mapping.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -40,12 +58,4 @@ def read_settings(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError([f"--config {path} must map setting names to values, not hold a {type(values).__name__}"])
-    unknown = sorted(str(name) for name in values if name not in FIELD_NAMES)
-    if unknown:
-        raise ConfigError([f"--config {path} holds the unknown setting {name!r}; remove it" for name in unknown])
-    empty = [name for name, value in values.items() if value is None and name != "text_path"]
-    if empty:
-        raise ConfigError([f"--{name} has no value in --config {path}; give one or remove it" for name in empty])
-    if isinstance(values.get("compile"), bool):  # YAML 1.1 takes the words on and off for truth values
-        values["compile"] = "on" if values["compile"] else "off"
     return values

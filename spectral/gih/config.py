@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from spectral.config.presets import read_mapping
 from spectral.data.ngram import Start
 from spectral.errors import ConfigError
 from spectral.gih.stages import Optimizer, Stage
@@ -191,17 +190,7 @@ def read_gih_settings(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, is no mapping, holds an unknown name or a name without a value.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"--config {path} cannot be read ({error}); give a YAML or JSON file"]) from None
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise ConfigError([f"--config {path} is not valid YAML or JSON ({where}); correct it"]) from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError([f"--config {path} must map setting names to values, not hold a {type(values).__name__}"])
+    values = read_mapping(path)
     known = {field.name for field in dataclasses.fields(GIHConfig)}
     unknown = [str(name) for name in values if name not in known]
     empty = [str(name) for name, value in values.items() if value is None]

@@ -7,9 +7,8 @@ others again.
 
 import contextlib
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from spectral.gih.generalisation import generalisation
 from spectral.gih.references import references
 from spectral.gih.results import Extras, GIHResults, build_dataset, read_dataset, read_rows, write_dataset
 from spectral.gih.runner import GIHRun, Measurement, Progress
+from spectral.interruption import Interruption
 from spectral.storage.checkpoint import (
     checkpoint_name,
     find_newest_checkpoint,
@@ -83,7 +83,7 @@ class GIHSession:
         self.config, self.directory = config, directory
         self._show, self._say = show, say or (lambda text: None)
         self._every = COMMIT_SECONDS if commit_seconds is None else commit_seconds
-        self._interrupted = False
+        self._interruption = Interruption()
         self._rows: list[Measurement] = []
         self._commits = 0
         self.run = GIHRun(config, watch=self._watch)
@@ -115,7 +115,7 @@ class GIHSession:
         """
         started = time.monotonic()
         try:
-            with self._interruptible():
+            with self._interruption.watched():
                 for row in self.run.measurements():
                     self._rows.append(row)
                     if row.time == 0:
@@ -123,7 +123,7 @@ class GIHSession:
                         self.directory.log_event("stage", stage=row.stage, train=names)
                     self._tell(row)
                     self._commit_if_due()
-                    if self._interrupted:
+                    if self._interruption.requested:
                         break
             if not self.run.finished:
                 self._commit("interrupted")
@@ -165,7 +165,7 @@ class GIHSession:
         if self._show is not None:
             self._show(progress, None)
         self._commit_if_due()
-        return not self._interrupted
+        return not self._interruption.requested
 
     def _tell(self, row: Measurement) -> None:
         if self._show is None:
@@ -238,27 +238,6 @@ class GIHSession:
         except ValueError as error:
             msg = f"{path} is not the file of this run ({error}); restore a copy or start a new run"
             raise ResultsFileError(msg) from error
-
-    @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """On Ctrl-C or SIGTERM end the running epoch and save; a second one ends at once."""
-
-        def stop(number: int, _frame: Any) -> None:
-            if self._interrupted:
-                raise KeyboardInterrupt
-            self._interrupted = True
-
-        previous = {}
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                previous[number] = signal.signal(number, stop)
-        except ValueError:  # not the main thread: the caller's own handlers stay
-            previous = {}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
 def environment() -> dict[str, Any]:

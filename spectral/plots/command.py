@@ -68,19 +68,30 @@ def draw_run(
             left_out.append(error)
             say(f"{name} left out: no {error.dataset} ({error.reason})")
             continue
-        files = [folder / f"{name}.{form}" for form in formats]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for file in files:
-                write_bytes_atomic(file, render(figure, file.suffix[1:], dpi=dpi))
-        except OSError as error:
-            msg = f"{folder} cannot be written ({error.strerror}); choose another folder or free some space"
-            raise RunDirectoryError(msg) from error
-        written += files
-        say(f"{name} written: {', '.join(file.name for file in files)}")
+        written += write_figure(figure, name, folder, formats=formats, dpi=dpi, say=say)
     if not written:
         raise left_out[0]
     return written
+
+
+def write_figure(
+    figure: Figure, name: str, folder: Path, *, formats: Sequence[str], dpi: int, say: Callable[[str], None]
+) -> list[Path]:
+    """Write one figure in every format into a folder, which is made when missing; say so and return the files.
+
+    Raises:
+        RunDirectoryError: the folder cannot be written.
+    """
+    files = [folder / f"{name}.{form}" for form in formats]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, form in zip(files, formats, strict=True):
+            write_bytes_atomic(file, render(figure, form, dpi=dpi))
+    except OSError as error:
+        msg = f"{folder} cannot be written ({error.strerror}); choose another folder or free some space"
+        raise RunDirectoryError(msg) from error
+    say(f"{name} written: {', '.join(file.name for file in files)}")
+    return files
 
 
 def render(figure: Figure, form: str, *, dpi: int = DPI) -> bytes:

@@ -6,15 +6,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from spectral.errors import RunDirectoryError
 from spectral.gih import GIHResults
-from spectral.plots.command import render
+from spectral.plots.command import write_figure
 from spectral.plots.gih_generalisation import generalisation
 from spectral.plots.gih_losses import hessian_eigenvalues, losses
 from spectral.plots.gih_source import MissingPartError
 from spectral.plots.gih_stages import stages
 from spectral.plots.gih_weights import relative_positions
-from spectral.storage import write_bytes_atomic
 
 GIH_FIGURES: dict[str, Callable[[GIHResults], Figure]] = {
     "stages": stages,
@@ -56,14 +54,5 @@ def draw_gih_run(
         except MissingPartError as error:
             say(f"{name} left out: {error}")
             continue
-        files = [folder / f"{name}.{form}" for form in formats]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for file in files:
-                write_bytes_atomic(file, render(figure, file.suffix[1:], dpi=dpi))
-        except OSError as error:
-            msg = f"{folder} cannot be written ({error.strerror}); choose another folder or free some space"
-            raise RunDirectoryError(msg) from error
-        written += files
-        say(f"{name} written: {', '.join(file.name for file in files)}")
+        written += write_figure(figure, name, folder, formats=formats, dpi=dpi, say=say)
     return written

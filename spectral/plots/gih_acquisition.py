@@ -1,6 +1,6 @@
 """The observers that a model resembles one after the other while it trains on Markov chains."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spectral.gih.acquisition import Acquisition, Passage, acquisition
-from spectral.plots.command import render
+from spectral.plots.command import write_figure
 from spectral.plots.panels import run_note, step_axes
 from spectral.plots.style import MUTED, TRANSITION, finish, house_style, legend_right, new_figure
-from spectral.storage import Run, write_bytes_atomic
+from spectral.storage import Run
 
 _COLORS = {"uniform": "#999933", "unigram": "#cc6677", "bigram": "#44aa99", "bayes": "#332288"}
 
@@ -45,15 +45,17 @@ def staged_acquisition(run: Run, *, found: Acquisition | None = None, log_steps:
 
 
 def draw_acquisition(
-    run: Run, folder: Path, *, formats: Sequence[str] = ("png", "pdf"), dpi: int = 160
+    run: Run,
+    folder: Path,
+    *,
+    formats: Sequence[str] = ("png", "pdf"),
+    dpi: int = 160,
+    say: Callable[[str], None] = print,
 ) -> tuple[list[Path], str]:
     """Draw the figure into a folder; return the files and the passages in words, one a line."""
     found = acquisition(run)
-    files = [folder / f"staged_acquisition.{form}" for form in formats]
     figure = staged_acquisition(run, found=found)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        write_bytes_atomic(file, render(figure, file.suffix[1:], dpi=dpi))
+    files = write_figure(figure, "staged_acquisition", folder, formats=formats, dpi=dpi, say=say)
     return files, "\n".join(describe_passage(passage) for passage in found.passages)
 
 

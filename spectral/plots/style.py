@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import matplotlib.style
 import numpy as np
 import seaborn  # noqa: F401  registers the colour maps used here
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.style import available, library
 
 from spectral.errors import ConfigError
 
@@ -95,8 +95,8 @@ def figure_options(*, style: str | os.PathLike[str] | None = None, plain: bool =
 def _read_style(style: str | os.PathLike[str]) -> dict[Any, Any]:
     if style == "paper":
         style = STYLE_FOLDER / "paper.mplstyle"
-    if style in matplotlib.style.library:
-        return dict(matplotlib.style.library[str(style)])
+    if style in library:
+        return dict(library[str(style)])
     try:
         # matplotlib only logs a setting that it does not know, and goes on without it.
         lines = Path(style).read_text(encoding="utf-8").splitlines()
@@ -109,7 +109,7 @@ def _read_style(style: str | os.PathLike[str]) -> dict[Any, Any]:
             warnings.simplefilter("error")
             return dict(matplotlib.rc_params_from_file(style, use_default_template=False))
     except (OSError, ValueError, UserWarning) as error:
-        names = ", ".join(["paper", *matplotlib.style.available[:3]])
+        names = ", ".join(["paper", *available[:3]])
         raise ConfigError(
             [f"--style {style} cannot be used ({error}); give a .mplstyle file or a name: {names}, ..."]
         ) from None

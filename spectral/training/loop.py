@@ -8,9 +8,7 @@ refers to rows that do not exist, and resuming drops exactly the rows after it.
 import contextlib
 import math
 import os
-import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from spectral.data import DataSource
 from spectral.detection import OnlineEvent, RunVerdict
 from spectral.detection.signals import signal_values
 from spectral.errors import CheckpointError, NonFiniteError, ResultsFileError, UserError
+from spectral.interruption import Interruption
 from spectral.models import Transformer
 from spectral.storage import (
     ResultsWriter,
@@ -119,7 +118,7 @@ class Trainer:
         self._causal_steps = frozenset(config.causal_steps())
         self._probes = ProbeMeter(config, self.source)
         self._causes = CausalMeter(self._probes.plan, self.model) if self._causal_steps else None
-        self._interrupted = False
+        self._interruption = Interruption()
         self._saved = -1
         self._accuracy: float | None = None
         self._lambda_1: float | None = None
@@ -151,7 +150,7 @@ class Trainer:
             compiled, why = choose_compile(self.config, self._n_parameters)
             self._progress.message(f"Hessian products: {'compiled' if compiled else 'eager'} ({why})")
         try:
-            with self._interruptible():
+            with self._interruption.watched(self._tell_saving):
                 self._advance()
             finished = self.finished
             if finished:
@@ -182,7 +181,7 @@ class Trainer:
             self._measure()
             self._measure_causes(last=False)
             self._save()
-        while self.completed < self._stop_at and not self._interrupted:
+        while self.completed < self._stop_at and not self._interruption.requested:
             loss, norm = self._update()
             self.completed += 1
             step = self.completed
@@ -197,7 +196,7 @@ class Trainer:
                 self._measure()
                 last = step >= self._stop_at
             self._measure_causes(last=last)
-            if self._checkpoint_due(step) or last or self._interrupted:
+            if self._checkpoint_due(step) or last or self._interruption.requested:
                 self._require_finite(loss, norm)
                 self._save()
             if self._progress is not None:
@@ -205,7 +204,8 @@ class Trainer:
                 if logged:  # reading the loss makes a GPU wait
                     facts = {"loss": float(loss), "accuracy": self._accuracy, "lambda_1": self._lambda_1}
                 self._progress.update(step, **facts)
-        if self._interrupted and self._saved != self.completed:  # the signal came after the step's last look at it
+        # The signal may have come after the step's last look at it.
+        if self._interruption.requested and self._saved != self.completed:
             self._save()
 
     def _update(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -412,27 +412,6 @@ class Trainer:
         with contextlib.suppress(UserError, OSError):
             self.monitor.close(status="failed")
 
-    @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """On Ctrl-C or SIGTERM finish the running step and save it; a second one ends at once."""
-
-        def stop(number: int, _frame: Any) -> None:
-            if self._interrupted:
-                raise KeyboardInterrupt
-            self._interrupted = True
-            if self._progress is None:
-                return
-            with contextlib.suppress(RuntimeError):  # the signal came in the middle of another line
-                self._progress.message(f"{signal.Signals(number).name}: saving a checkpoint after this step")
-
-        previous = {}
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                previous[number] = signal.signal(number, stop)
-        except ValueError:  # not the main thread: the caller's own handlers stay
-            previous = {}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    def _tell_saving(self, signal_name: str) -> None:
+        if self._progress is not None:
+            self._progress.message(f"{signal_name}: saving a checkpoint after this step")
