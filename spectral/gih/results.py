@@ -31,13 +31,13 @@ from spectral.storage.run_directory import (
     read_json,
     require_run_folder,
 )
+from spectral.storage.schema import GIH_SCHEMA_NAME
 from spectral.version import __version__
 
 if TYPE_CHECKING:
     import pandas
     import xarray
 
-SCHEMA_NAME = "spectral.gih"
 SCHEMA_VERSION = "1.0"
 CURVATURE = "nats / parameter_unit^2"
 
@@ -133,7 +133,7 @@ def build_dataset(config: GIHConfig, rows: Sequence[Measurement], extras: Extras
         coordinates["alpha"] = ("alpha", np.array(sorted({row.alpha for row in extras.generalisation})))
         coordinates["length"] = ("length", np.array(sorted({row.seq_length for row in extras.generalisation})))
     facts = {
-        "schema": SCHEMA_NAME,
+        "schema": GIH_SCHEMA_NAME,
         "schema_version": SCHEMA_VERSION,
         "status": status,
         "config_json": json.dumps(config.to_dict()),
@@ -271,7 +271,7 @@ def read_dataset(path: Path) -> "xarray.Dataset":
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         msg = f"{path} cannot be read ({' '.join(str(error).split())[:200]}); restore a copy or start a new run"
         raise ResultsFileError(msg) from error
-    if dataset.attrs.get("schema") != SCHEMA_NAME:
+    if dataset.attrs.get("schema") != GIH_SCHEMA_NAME:
         msg = f"{path} is no file of spectral train-gih; open it with spectral.open_run"
         raise ResultsFileError(msg)
     version = str(dataset.attrs.get("schema_version"))

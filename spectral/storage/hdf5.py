@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from spectral.errors import ResultsFileError
-from spectral.storage.schema import SCHEMA_NAME, SCHEMA_VERSION
+from spectral.storage.schema import GIH_SCHEMA_NAME, SCHEMA_NAME, SCHEMA_VERSION
 
 LIBVER = ("v110", "v110")
 """Oldest format with single-writer-multiple-reader access; pinned so that files do not change with the library."""
@@ -138,7 +138,7 @@ def check_superblock(path: Path) -> bool:
         msg = f"{path} is truncated to {size} bytes; restore a copy or start the run again"
         raise ResultsFileError(msg)
     if head[8] != 3:
-        raise foreign(path)
+        raise foreign(path, schema=_schema_of(path))
     flags, end_of_file = head[11], struct.unpack_from("<Q", head, 28)[0]
     closed = flags == 0
     # Also for a live or crashed file: the writer reserves space before it grows. HDF5 itself would read zeros beyond
@@ -184,7 +184,7 @@ def check_schema(file: h5py.File, path: Path) -> None:
     """
     attributes = get_attributes(file)
     if attributes.get("schema") != SCHEMA_NAME or "committed" not in file:
-        raise foreign(path)
+        raise foreign(path, schema=attributes.get("schema"))
     version = str(attributes.get("schema_version", "0.0"))
     major, own = version.split(".")[0], SCHEMA_VERSION.split(".")[0]
     if major != own:
@@ -193,8 +193,20 @@ def check_schema(file: h5py.File, path: Path) -> None:
         raise ResultsFileError(msg)
 
 
-def foreign(path: Path) -> ResultsFileError:
-    """Return the error for an HDF5 file that another program wrote."""
+def _schema_of(path: Path) -> Any:
+    """Return the schema that a file of another format names, if it names any and can be read."""
+    try:
+        with h5py.File(path) as file:
+            return get_attributes(file).get("schema")
+    except OSError:
+        return None
+
+
+def foreign(path: Path, *, schema: Any = None) -> ResultsFileError:
+    """Return the error for an HDF5 file that another program wrote, or another part of this one."""
+    if schema == GIH_SCHEMA_NAME:
+        how = "draw it with visualize_results.py or read it with spectral.gih.GIHResults"
+        return ResultsFileError(f"{path} holds a run of train-gih; {how}")
     return ResultsFileError(f"{path} was not written by this suite; give a run folder or its results.h5")
 
 

@@ -14,6 +14,9 @@ from spectral.storage.entry import Attribute
 from spectral.storage.layout import RunLayout
 
 SCHEMA_NAME = "spectral.results"
+GIH_SCHEMA_NAME = "spectral.gih"
+"""Of the results of `spectral train-gih`, a layout of its own."""
+
 SCHEMA_VERSION = "1.2"
 """MAJOR.MINOR: readers accept every file of their own MAJOR."""
 

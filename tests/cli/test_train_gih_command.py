@@ -263,3 +263,13 @@ def test_a_run_of_train_py_is_no_run_of_train_gih(capsys):
     capsys.readouterr()
     assert run("--resume", "runs/other") == 2
     assert "is no run of train-gih" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["detect", "show", "export --format csv"])
+def test_commands_for_other_runs_say_what_this_one_is(finished, command, capsys):
+    from spectral.cli import main
+
+    name, *more = command.split()
+    assert main([name, str(finished), *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds a run of train-gih; draw it with visualize_results.py" in line

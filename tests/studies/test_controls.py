@@ -182,18 +182,17 @@ def test_alarms_told_twice_count_once(tmp_path):
 def test_the_command_trains_judges_and_writes(tmp_path, capsys):
     from spectral.cli import main
 
-    where = ["--output", str(tmp_path / "study"), "--scale", "0.005", "--jobs", "1"]
-    assert main(["study", "controls", "--models", "no_repeats", "one_layer", "--seeds", "1", *where, "--quiet"]) == 0
+    where = ["--output", str(tmp_path / "study"), "--scale", "0.001", "--jobs", "1"]
+    assert main(["study", "controls", "--models", "no_repeats", "--seeds", "1", *where, "--quiet"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^yes +1 of 1 +Where nothing can be learned, no transition is detected$", out, flags=re.MULTILINE)
     assert "not measured" in out
     assert {path.name for path in (tmp_path / "study").iterdir()} == {"index.html", "findings.json", "figures", "runs"}
     content = json.loads((tmp_path / "study/findings.json").read_text())
     assert [(run["kind"], run["reason"]) for run in content["runs"]] == [
-        ("one_layer", "too_few_snapshots"),
         ("no_repeats", "too_few_snapshots"),
     ]
     before = (tmp_path / "study/index.html").read_bytes()
     assert main(["study", "controls", *where, "--page_only", "--quiet"]) == 0
     assert (tmp_path / "study/index.html").read_bytes() == before
-    assert "Steps are multiplied by 0.005" in before.decode()
+    assert "Steps are multiplied by 0.001" in before.decode()
