@@ -217,6 +217,18 @@ def make_run(folder, *, steps=STEPS, change=None, status="finished", verdict=Non
     return folder
 
 
+def spoil(row):
+    """Make four values in ten of a row NaN, or infinite at every other snapshot."""
+    import numpy as np
+
+    rng = np.random.default_rng(row["step"])
+    for name, value in row.items():
+        if name != "step" and not name.endswith("converged"):
+            array = np.array(value, dtype=float)
+            array[rng.random(array.shape) < 0.4] = np.nan if row["step"] % 80 else np.inf
+            row[name] = array
+
+
 @pytest.fixture(scope="session")
 def make_synthetic():
     """The writer of synthetic runs, for runs that several tests share."""
@@ -228,6 +240,7 @@ def synthetic():
     """The numbers and the writer of the synthetic run."""
     return SimpleNamespace(
         make=make_run,
+        spoil=spoil,
         verdict=synthetic_verdict,
         n_parameters=N_PARAMETERS,
         induction_head=INDUCTION_HEAD,

@@ -149,15 +149,9 @@ def test_missing_values_leave_gaps_and_break_nothing(tmp_path, synthetic):
     from spectral.plots import FIGURES, eigenvalues
     from spectral.storage import open_run
 
-    def spoil(row):
-        rng = np.random.default_rng(row["step"])
-        for name, value in row.items():
-            if name != "step" and not name.endswith("converged"):
-                array = np.array(value, dtype=float)
-                array[rng.random(array.shape) < 0.4] = np.nan if row["step"] % 80 else np.inf
-                row[name] = array
-
-    folder = synthetic.make(tmp_path / "run", steps=range(0, 1001, 40), change=spoil, verdict=synthetic.verdict())
+    folder = synthetic.make(
+        tmp_path / "run", steps=range(0, 1001, 40), change=synthetic.spoil, verdict=synthetic.verdict()
+    )
     run = open_run(folder)
     for draw in FIGURES.values():
         draw(run)

@@ -1,8 +1,7 @@
 """What the study measures of a trained model: at its end, at its checkpoints, and what its run stored on the way."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from spectral.randomness import torch_generator
 from spectral.storage import list_checkpoints, load_checkpoint, open_run
 from spectral.studies.plan import Job
 from spectral.studies.repeated.plan import LONG_RUN
+from spectral.training.measure import evaluating
 
 PERIODS = tuple(range(10, 40))
 SHORT, LONG = tuple(range(10, 20)), tuple(range(30, 40))
@@ -197,7 +197,7 @@ def measure_model(model: nn.Module, config: RunConfig, *, name: str, step: int, 
         n_sequences: sequences of every probe.
     """
     probes = _Probes(config, n_sequences)
-    with _evaluating(model):
+    with evaluating(model):
         attention = {kind: _score_heads(model, probes.circuit(kind)) for kind in ("repeat", "random_gap")}
         shuffled = _score_heads(model, probes.circuit("shuffled_segments"))["induction_score"]
         repeat, gap = attention["repeat"], attention["random_gap"]["induction_score"]
@@ -326,13 +326,3 @@ def _patterns(model: nn.Module, tokens: Tensor) -> Tensor:
 def _doubled_places(probe: ProbeBatch) -> tuple[int, ...]:
     tokens, at = probe.tokens[0], probe.ambiguous[0].nonzero()[0, 0]
     return tuple(int(place) for place in (tokens == tokens[at]).nonzero()[:, 0])
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
