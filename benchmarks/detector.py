@@ -33,8 +33,8 @@ from spectral.detection.rounds import WANDERING
 from spectral.detection.scoring import covering, f1_margin, wilson
 from spectral.detection.splits import ALL_ABRUPT, ALL_NULL, TEST_ABRUPT, TEST_NULL
 from spectral.detection.statistic import hampel, jump_ratio, scan_rows, sigmoid
-from spectral.detection.tables import PHI_EDGES, calibrated_p, calibration_id
-from spectral.detection.thresholds import confirm_after, noise_scale, threshold
+from spectral.detection.tables import calibrated_p, calibration_id
+from spectral.detection.thresholds import kind_scales, threshold
 from spectral.detection.training_curves import two_steps
 from spectral.randomness import numpy_generator
 
@@ -390,13 +390,11 @@ def online_nulls(options: argparse.Namespace) -> Rows:
     The simulation of the calibration, hundreds of curves at a time; the detector itself takes 200 updates a curve.
     """
     rows: Rows = []
-    scale_at = [0.0, *PHI_EDGES]
     for n in options.snapshots:
         h = threshold(n, 0.05)
-        scale = np.array([noise_scale(n, edge) for edge in scale_at])
-        kept = kept_statistics(TEST_NULL, n, options.curves, options.seed, looks=confirm_after(n) + 1)
+        kept = kept_statistics(TEST_NULL, n, options.curves, options.seed)
         for name, heights in kept.items():
-            alarms = int(np.count_nonzero(np.max(heights * scale, axis=1) > h))
+            alarms = int(np.count_nonzero(np.max(heights * kind_scales(n), axis=1) > h))
             rows.append({"snapshots": n, "role": role(name), "family": name, "confirmed": rate(alarms, options.curves)})
     return rows
 

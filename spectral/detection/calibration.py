@@ -43,7 +43,7 @@ FLOOR_CURVES = 4000
 WIDENING_CURVES = 200
 
 # The width gate decides about these, with an interval of its own; a floor would only cost power.
-NOT_IN_FLOOR = ("gradual", "jumping_walk")
+NOT_IN_FLOOR = ("gradual", "jumping_walk", "pareto_walk")
 JUMPING = "jumping_walk"
 JUMP_LEVEL, JUMP_SHARE = 0.01, 0.015
 # A bin may use this share of the allowance even if fewer curves fall into it.

@@ -15,7 +15,14 @@ import numpy as np
 from spectral.detection.gates import MIN_AFTER, holds, persists
 from spectral.detection.online_statistic import scan_online, under_way
 from spectral.detection.statistic import Array
-from spectral.detection.thresholds import FIRST_LOOK, confirm_after, noise_scale, online_calibration_id, threshold
+from spectral.detection.thresholds import (
+    FIRST_LOOK,
+    confirm_after,
+    kind_of,
+    kind_scales,
+    online_calibration_id,
+    threshold,
+)
 
 Number = int | float | np.integer[Any] | np.floating[Any]
 
@@ -34,7 +41,7 @@ class OnlineEvent:
         signal: its name, None for the run.
         family: of the signal, None for the run.
         midpoint: estimated 50 % point in steps.
-        statistic: T at this moment, scaled for the noise coefficient (see `thresholds.noise_scale`); None for the run.
+        statistic: T at this moment, scaled for the kind of change (see `thresholds.kind_scales`); None for the run.
         threshold: h that T is compared with.
         signals: the agreeing signals, for events of the run.
     """
@@ -82,7 +89,7 @@ class OnlineDetector:
         planned_steps: Number,
         significance: float = 0.05,
         seed: int = 0,
-        min_snapshots: int = 20,
+        min_snapshots: int = FIRST_LOOK,
         log_signals: Collection[str] = (),
     ) -> None:
         """Prepare to watch.
@@ -92,7 +99,7 @@ class OnlineDetector:
             planned_steps: length of the run in optimizer steps.
             significance: probability that one null signal becomes a candidate at any time of the run, in [0.01, 0.2].
             seed: the run's seed.
-            min_snapshots: snapshots before the first look, at least 16 (the thresholds count looks from there on).
+            min_snapshots: snapshots before the first look, at least 10 (the thresholds count looks from there on).
             log_signals: signals to be analysed as logarithms; their values <= 0 are skipped.
 
         Raises:
@@ -242,9 +249,11 @@ class OnlineDetector:
             t = (np.array(axis) - axis[0]) / self._planned
             rows = np.array([self._tracks[name].values for name in members], dtype=np.float64)
             scan = scan_online(t, rows)
+            kinds = kind_of(scan.phi, scan.width, float(np.median(np.diff(t))))
             for i, name in enumerate(members):
                 track = self._tracks[name]
-                statistic = float(scan.statistic[i]) * noise_scale(self._planned_snapshots(track), float(scan.phi[i]))
+                scale = kind_scales(self._planned_snapshots(track))[kinds[i]]
+                statistic = float(scan.statistic[i] * scale)
                 track.statistic = statistic if math.isfinite(statistic) else None
                 found = (float(scan.midpoint[i]), float(scan.width[i]), float(scan.amplitude[i]))
                 kind = self._advance(track, t, scan.filtered[i], found, lively=under_way(t, scan, i))

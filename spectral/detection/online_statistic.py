@@ -29,16 +29,20 @@ from spectral.detection.statistic import (
     sigmoid,
     sigmoid_grid,
 )
+from spectral.detection.tables import PHI_EDGES
+from spectral.detection.thresholds import NARROWEST
 
 TAUS = np.geomspace(0.01, 1.5, 12)
 POWERS = ((0.01, 0.3), (0.01, 0.8), (0.05, 0.3), (0.05, 0.8))
 WIDE_WIDTHS = (0.25, 0.4, 0.6, 0.9)
 WIDE_MIDPOINTS = np.linspace(0.1, 1.3, 25)  # beyond 1: the planned length may cut a slow rise short
-WIDTHS = (0.01, 0.03, 0.06, 0.1)
+WIDTHS = (NARROWEST, 0.03, 0.06, 0.1)
 LOOK_BACK = 40
 SETTLED = 1
 PER_SNAPSHOT = 2
-LEAST_JUMP_RATIO = 3.0  # walks that jump stay below it in most runs; a change of 3 noise deviations exceeds it
+# How far a change must exceed the largest one elsewhere (`ratio_to_elsewhere`), by bin of phi: the more the noise
+# wanders, the more a change must stand out, as walks jump too. In white noise a sustained low step does not stand out.
+LEAST_JUMP_RATIO = (1.5, 3.0, 5.0, 5.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -130,14 +134,15 @@ def scan_online(t: Array, rows: Array, *, least: float = -np.inf) -> OnlineScan:
 
 
 def under_way(t: Array, scan: OnlineScan, row: int) -> bool:
-    """Tell whether the sigmoid of one row is large, kept up to now, and stands out among the changes before it."""
+    """Tell whether the sigmoid of one row is large, kept up to now, and stands out as far as its noise asks for."""
     m, w, amplitude = (float(values[row]) for values in (scan.midpoint, scan.width, scan.amplitude))
     y = scan.filtered[row]
     spread = float(np.diff(np.quantile(y, [0.02, 0.98]))[0])
+    stands_out = LEAST_JUMP_RATIO[int(np.searchsorted(PHI_EDGES, float(scan.phi[row]), side="right"))]
     return (
         abs(amplitude) >= max(MIN_SHARE_OF_RANGE * spread, MIN_NOISE_SDS * float(scan.noise_sd[row]))
         and holds(t, y, midpoint=m, width=w, amplitude=amplitude)
-        and ratio_to_elsewhere(t, scan.rest[row], midpoint=m, width=w, amplitude=amplitude) >= LEAST_JUMP_RATIO
+        and ratio_to_elsewhere(t, scan.rest[row], midpoint=m, width=w, amplitude=amplitude) >= stands_out
     )
 
 

@@ -22,6 +22,7 @@ CALIBRATION_NULL = (
     "stretched",
     "smoothed_walk",
     "jumping_walk",
+    "pareto_walk",
     "heavy_noise",
     "gradual",
     "shrinking_noise",

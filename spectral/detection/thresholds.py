@@ -2,14 +2,19 @@
 
 import numpy as np
 
+from spectral.detection.statistic import Array
 from spectral.detection.tables import PHI_EDGES, calibration_id, tables
 
-FIRST_LOOK = 16
+# Five snapshots before the onset, a rise, two after its midpoint: what `gates.holds` asks for. Earlier looks find
+# nothing, later ones raise the thresholds by nothing.
+FIRST_LOOK = 10
 # A spike of 3 snapshots looks like a new level for 3 looks, as the level is a median of 3; a bump stays up for as long
 # as it is wide, and one of 4 % of the run is told from a step by waiting that long.
 CONFIRM_AFTER = 3
 CONFIRM_SHARE = 0.04
 LEVELS = (0.2, 0.1, 0.05, 0.02, 0.01)
+SHARP, NARROWEST = 4, 0.01
+KINDS = 2 * (len(PHI_EDGES) + 1)
 
 
 def threshold(planned_snapshots: int | float, significance: float) -> float:
@@ -36,14 +41,27 @@ def confirm_after(planned_snapshots: int | float) -> int:
     return max(CONFIRM_AFTER, round(CONFIRM_SHARE * planned_snapshots))
 
 
-def noise_scale(planned_snapshots: int | float, phi: float) -> float:
-    """Return the factor on T that makes one threshold fit every noise coefficient, in (0, 1].
+def kind_of(phi: Array, width: Array, spacing: float) -> Array:
+    """Return [B] the kind of each fitted change, 0-7: the bin of phi, plus 4 where the change is sharp.
 
-    T climbs higher by chance where the noise wanders; the factor is the ratio of calibrated heights, 1 for phi < 0.5.
+    Sharp are those over within `SHARP` snapshots, and those of the narrowest width that is fitted. `width` and the
+    snapshots' `spacing` are fractions of the run.
+
+    Walks jump: within a snapshot or two a change as large as a transition is common where the noise wanders. A rise
+    over many snapshots takes as many increments of one sign, which walks hardly ever have.
     """
-    rows = tables()["online"]["scale"]
-    b = int(np.searchsorted(PHI_EDGES, phi, side="right"))
-    return _between({int(n): float(row[b]) for n, row in rows.items()}, planned_snapshots)
+    sharp = width <= max(SHARP * spacing, NARROWEST)
+    return np.searchsorted(PHI_EDGES, phi, side="right") + sharp * (len(PHI_EDGES) + 1)
+
+
+def kind_scales(planned_snapshots: int | float) -> Array:
+    """Return [8] factors on T, in (0, 1], that make one threshold fit every kind of change.
+
+    T climbs higher by chance where the noise wanders and where the change is sharp; the factor is the ratio of
+    calibrated heights, 1 for wide rises in noise with phi < 0.5.
+    """
+    rows = {int(n): row for n, row in tables()["online"]["scale"].items()}
+    return np.array([_between({n: float(row[k]) for n, row in rows.items()}, planned_snapshots) for k in range(KINDS)])
 
 
 def online_calibration_id() -> str:

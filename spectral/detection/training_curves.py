@@ -37,6 +37,12 @@ def jumping_walk(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | Non
     return np.cumsum(rng.normal(0, 0.02, n) + jumps), None
 
 
+def pareto_walk(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """A random walk whose every increment has a Pareto (Lomax) tail of index 2.2-3.5."""
+    increments = rng.choice([-1, 1], len(t)) * rng.pareto(rng.uniform(2.2, 3.5), len(t))
+    return 0.02 * np.cumsum(increments), None
+
+
 def smoothed_walk(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
     """A random walk seen through a moving average of 5 snapshots: even its slope wanders."""
     walk = np.cumsum(rng.normal(0, 0.02, len(t) + 4))
@@ -214,6 +220,7 @@ TRAINING_NULL: dict[str, Family] = {
         ar_drift,
         drifting_walk,
         jumping_walk,
+        pareto_walk,
         smoothed_walk,
         plateau,
         periodic,
