@@ -50,7 +50,10 @@ def noise_ratio(t: Array, residual: Array, *, midpoint: float, width: float) -> 
 
 def _relative_squares(residual: Array) -> Array:
     square = residual**2
-    return np.asarray(square / max(float(np.mean(square)), RSS_FLOOR), dtype=np.float64)
+    overall = float(np.mean(square))
+    if overall < RSS_FLOOR:  # rounding alone: no noise to compare
+        return np.ones_like(residual)
+    return np.asarray(square / overall, dtype=np.float64)
 
 
 def _drawn(square: Array, fitted: float, *, towards: float) -> float:
