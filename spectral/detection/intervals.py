@@ -273,7 +273,7 @@ def _weighed(p: _Problem, shape: Shape, midpoints: Array, widths: Array) -> _Cel
     rss = np.maximum(total - explained[:, None] ** 2 - gain, RSS_FLOOR * len(p.t))
     log_weight = -0.5 * p.degrees * np.log(rss)
     basis, best = (int(i) for i in np.unravel_index(int(np.argmin(rss)), rss.shape))
-    top = float(np.max(log_weight))
+    top = np.max(log_weight, axis=0)  # of each cell: those far below the best must not underflow to log 0
     cell = math.log(max(np.ptp(midpoints), 1e-9) / len(midpoints) * math.log(widths[-1] / widths[0]) / len(widths))
     return _Cells(
         shape=shape,
