@@ -7,8 +7,9 @@ tables:
   smooth curve; where noise wanders or jumps, a signal must beat this as well. The largest quantile over the families.
 * jump_ratio: where noise wanders, the height of a jump over the largest change elsewhere that a walk whose jumps have a
   Pareto tail, and T beyond the floor, reaches in 1.5 %. A floor of T instead would forbid half of all overshoots.
-* widening: factor per interval that gives 90 % coverage, pooled over the calibration families of abrupt curves; onset
-  and end share one, since each is the other of the mirrored curve.
+* widening: factor per interval that gives 90 % coverage, pooled over the calibration families of abrupt curves, one for
+  each class of how much louder the noise is within the change than elsewhere (the loudest: for the worst family);
+  onset and end share theirs, since each is the other of the mirrored curve.
 * online: threshold h(N, alpha) with P(a confirmed alarm at any time of a null run) <= alpha, the largest over families.
 """
 
@@ -33,7 +34,7 @@ from spectral.detection.statistic import (
     jump_ratio,
     scan_rows,
 )
-from spectral.detection.tables import FLOOR_LEVELS, PHI_EDGES
+from spectral.detection.tables import FLOOR_LEVELS, NOISE_RATIO_EDGES, PHI_EDGES, noise_class
 from spectral.randomness import numpy_generator
 
 SEED = 2027
@@ -50,6 +51,14 @@ JUMP_LEVEL, JUMP_SHARE = 0.01, 0.015
 _SMALLEST_BIN = 1 / 8
 # The 50 % point of a rise that overshoots and settles depends on which level counts as its end: no error to learn from.
 NOT_IN_WIDENING = ("overshoot",)
+# A family speaks for the loudest noise if this share of its curves is found so loud.
+_LEAST_SHARE_LOUD = 1 / 4
+_SHARED_FACTORS = {
+    "midpoint": ("midpoint",),
+    "onset": ("onset", "end"),
+    "end": ("onset", "end"),
+    "width": ("width",),
+}
 
 
 def floor_table(sizes: tuple[int, ...], n_curves: int, seed: int) -> dict[str, list[list[float]]]:
@@ -116,25 +125,38 @@ def gated_statistics(t: Array, rows: Array) -> tuple[Array, Scan]:
     return np.where(passes, scan.statistic, -np.inf), scan
 
 
-def widening_table(sizes: tuple[int, ...], n_curves: int, seed: int) -> dict[str, dict[str, float]]:
-    """Return interval -> size -> factor, the `LEVEL` quantile of |error| / uncalibrated half-width."""
-    table: dict[str, dict[str, float]] = {}
+def widening_table(sizes: tuple[int, ...], n_curves: int, seed: int) -> dict[str, dict[str, list[float]]]:
+    """Return interval -> size -> factor by noise class, the `LEVEL` quantile of |error| / uncalibrated half-width.
+
+    Families are pooled, but for the loudest class, where the largest quantile of a family with many such curves holds:
+    how noise rises and falls within a change differs too much for an average to say what an unseen form needs. On short
+    curves no family is found loud often enough to speak for itself; there the pool's quantile holds.
+    """
+    families = [name for name in CALIBRATION_ABRUPT if name not in NOT_IN_WIDENING]
+    loudest = len(NOISE_RATIO_EDGES)
+    table: dict[str, dict[str, list[float]]] = {}
     for n in sizes:
-        ratios: dict[str, list[float]] = {}
-        for family in (name for name in CALIBRATION_ABRUPT if name not in NOT_IN_WIDENING):
-            for name, values in error_ratios(family, n, n_curves, seed).items():
-                ratios.setdefault(name, []).extend(values)
-        ratios["onset"] = ratios["end"] = ratios["onset"] + ratios["end"]
-        for name, values in ratios.items():
-            table.setdefault(name, {})[str(n)] = round(float(np.quantile(values, LEVEL)), 3)
+        curves = {family: error_ratios(family, n, n_curves, seed) for family in families}
+        for noise in range(loudest + 1):
+            mine = {family: [ratios for c, ratios in found if c == noise] for family, found in curves.items()}
+            pools = [[ratios for found in mine.values() for ratios in found]]
+            if noise == loudest:
+                pools = [found for found in mine.values() if len(found) >= _LEAST_SHARE_LOUD * n_curves] or pools
+            for name, together in _SHARED_FACTORS.items():
+                highest = max(_level([ratios[one] for one in together for ratios in pool]) for pool in pools)
+                table.setdefault(name, {}).setdefault(str(n), []).append(round(highest, 3))
     return table
 
 
-def error_ratios(family: str, n_snapshots: int, n_curves: int, seed: int) -> dict[str, list[float]]:
-    """Return interval -> |error| / half-width towards the truth, over curves whose midpoint is found within 3 %."""
+def _level(values: list[float]) -> float:
+    return float(np.quantile(values, LEVEL))
+
+
+def error_ratios(family: str, n_snapshots: int, n_curves: int, seed: int) -> list[tuple[int, dict[str, float]]]:
+    """Return (noise class, interval -> |error| / half-width towards the truth) of each curve found within 3 %."""
     t = np.linspace(0, 1, n_snapshots)
     rng = numpy_generator(seed, f"calibration/widening/{family}", n_snapshots)
-    ratios: dict[str, list[float]] = {}
+    found_ratios = []
     for _ in range(n_curves):
         y, truth = ALL_ABRUPT[family](t, rng)
         if truth is None:
@@ -149,11 +171,13 @@ def error_ratios(family: str, n_snapshots: int, n_curves: int, seed: int) -> dic
             continue
         right = {"onset": truth[0], "midpoint": truth[1], "end": truth[2], "width": truth[2] - truth[0]}
         spacing = spacing_at(t, midpoint)
+        ratios = {}
         for name, (estimate, cells) in found.items():
             error = right[name] - estimate
             end = bounds(fit, cells)[int(error > 0)]
-            ratios.setdefault(name, []).append(abs(error) / half_width(estimate, end, spacing))
-    return ratios
+            ratios[name] = abs(error) / half_width(estimate, end, spacing)
+        found_ratios.append((noise_class(fit.noise_ratio), ratios))
+    return found_ratios
 
 
 def calibrate(seed: int, floor_curves: int, widening_curves: int, online_curves: int) -> dict[str, Any]:
@@ -168,6 +192,7 @@ def calibrate(seed: int, floor_curves: int, widening_curves: int, online_curves:
         "abrupt_families": list(CALIBRATION_ABRUPT),
         "phi_edges": list(PHI_EDGES),
         "floor_levels": list(FLOOR_LEVELS),
+        "noise_ratio_edges": list(NOISE_RATIO_EDGES),
         "floor": floor,
         "jump_ratio": jump_table(floor, floor_curves, seed),
         "widening": widening_table(WIDENING_SIZES, widening_curves, seed),

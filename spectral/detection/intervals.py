@@ -4,7 +4,8 @@ The search asks *whether* with a symmetric logistic; dating asks *where* with ev
 point of a ramp and of a slow saturation lie elsewhere. The likelihood of each (shape, midpoint, width, smooth basis) on
 a grid that zooms in on its mass gives weights; medians and 5-95 % quantiles under these weights are averages over
 shapes. The noise may be louder before, within or after the change. Weights know neither other shapes than these nor
-heavy tails, so each interval is scaled by a factor learnt on the calibration families.
+heavy tails nor how badly a few loud points tell their own noise, so each interval is scaled by a factor learnt on the
+calibration families, for even noise and for noise that grows within the change.
 """
 
 import math
@@ -24,6 +25,7 @@ from spectral.detection.statistic import (
     whiten,
 )
 from spectral.detection.tables import widening
+from spectral.detection.uneven_noise import noise_ratio, noise_scale
 
 LEVEL = 0.9
 REACH = 0.06
@@ -33,10 +35,6 @@ FIRST_GRID = (31, 13)  # midpoints, widths
 NEXT_GRID = (19, 15)
 ZOOMS = 2
 _KEPT_LOG_WEIGHT = 9.0  # cells this far below the best hold less than 1e-4 of the mass each
-
-# Noise before, within and after the change: variances are drawn together as if each stretch had this many more points.
-PRIOR_POINTS = 3.0
-NOISE_REACH = 1.0  # of a width to either side of the midpoint counts as within: instabilities outlast the change
 
 # Between two snapshots nothing is seen: this share of their spacing is added in squares to each side of an interval.
 GRAIN = 0.2
@@ -85,6 +83,7 @@ class Refined:
         weight: [c] share of the mass, summing to 1.
         amplitude: signed height at the best cell, in units of the curve.
         noise_sd: marginal sd of the noise around the best fit, in the same units.
+        noise_ratio: noise sd within the change over that elsewhere, around the best fit.
         shape: name of the shape with the largest mass.
     """
 
@@ -95,6 +94,7 @@ class Refined:
     weight: Array
     amplitude: float
     noise_sd: float
+    noise_ratio: float
     shape: str
 
 
@@ -141,13 +141,15 @@ def refine(t: Array, y: Array, *, phi_index: int, near: float, known: Array) -> 
     phi = float(PHI_GRID[phi_index])
     problem = _problem(t, y, phi, known, np.ones_like(t))
     first = _weighed(problem, SHAPES[0], *_first_grid(near))
-    scale = _noise_scale(problem, first)
+    m, w, residual = _best_fit(problem, first)
+    scale = noise_scale(t, residual, midpoint=m, width=w)
     problem = _problem(t, y, phi, known, scale)
     found = [_zoomed(problem, shape, near) for shape in SHAPES]
     top = max(float(np.max(cells.log_weight)) for cells in found)
     weight = np.concatenate([np.exp(cells.log_weight - top) for cells in found])
     ends = [cells.shape.ends(cells.midpoint, cells.width) for cells in found]
     best = min(found, key=lambda cells: cells.best_rss)
+    m, w, residual = _best_fit(problem, best)
     mass = [float(np.sum(np.exp(cells.log_weight - top))) for cells in found]
     return Refined(
         midpoint=np.concatenate([cells.midpoint for cells in found]),
@@ -157,6 +159,7 @@ def refine(t: Array, y: Array, *, phi_index: int, near: float, known: Array) -> 
         weight=weight / np.sum(weight),
         amplitude=best.amplitude,
         noise_sd=math.sqrt(max(best.best_rss, RSS_FLOOR) / problem.degrees),
+        noise_ratio=noise_ratio(t, residual, midpoint=m, width=w),
         shape=found[int(np.argmax(mass))].shape.name,
     )
 
@@ -196,7 +199,7 @@ def date(fit: Refined, t: Array) -> Dating:
     spacing = spacing_at(t, m0)
     found = {}
     for name, (estimate, cells) in estimates.items():
-        factor = widening(name, len(t))
+        factor = widening(name, len(t), fit.noise_ratio)
         below, above = (factor * half_width(estimate, end, spacing) for end in bounds(fit, cells))
         found[name] = (estimate - below, estimate + above)
     inside = np.count_nonzero((t >= estimates["onset"][0]) & (t <= estimates["end"][0]))
@@ -270,7 +273,7 @@ def _weighed(p: _Problem, shape: Shape, midpoints: Array, widths: Array) -> _Cel
     rss = np.maximum(total - explained[:, None] ** 2 - gain, RSS_FLOOR * len(p.t))
     log_weight = -0.5 * p.degrees * np.log(rss)
     basis, best = (int(i) for i in np.unravel_index(int(np.argmin(rss)), rss.shape))
-    top = float(np.max(log_weight))
+    top = np.max(log_weight, axis=0)  # of each cell: those far below the best must not underflow to log 0
     cell = math.log(max(np.ptp(midpoints), 1e-9) / len(midpoints) * math.log(widths[-1] / widths[0]) / len(widths))
     return _Cells(
         shape=shape,
@@ -304,20 +307,11 @@ def _around(grid: Array, kept: Array) -> tuple[float, float]:
     return float(grid[max(first - 1, 0)]), float(grid[min(last + 1, len(grid) - 1)])
 
 
-def _noise_scale(p: _Problem, cells: _Cells) -> Array:
-    """Return [n] noise sd relative to the whole curve's: before, within and after the change, drawn together."""
+def _best_fit(p: _Problem, cells: _Cells) -> tuple[float, float, Array]:
+    """Return midpoint, width and whitened residuals [n] of the best fit, in the units of the unscaled curve."""
     m, w = float(cells.midpoint[cells.best]), float(cells.width[cells.best])
     columns = [p.line, _off(whiten(cells.shape.at(p.t, m, w), p.rho) / p.scale, p.line)[:, None]]
     if cells.best_basis > 0:
         columns.append(p.bases[cells.best_basis - 1][:, None])
     basis, _ = np.linalg.qr(np.concatenate(columns, axis=1))
-    residual = p.rest - basis @ (basis.T @ p.rest)
-    overall = max(float(np.mean(residual**2)), RSS_FLOOR)
-    place = (p.t > m - NOISE_REACH * w).astype(int) + (p.t > m + NOISE_REACH * w)
-    scale = np.ones_like(p.t)
-    for stretch in range(3):
-        mine = place == stretch
-        freedom = max(float(np.count_nonzero(mine)) - (2.0 if stretch == 1 else 1.0), 0.0)
-        variance = (np.sum(residual[mine] ** 2) / overall + PRIOR_POINTS) / (freedom + PRIOR_POINTS)
-        scale[mine] = math.sqrt(variance)
-    return scale
+    return m, w, (p.rest - basis @ (basis.T @ p.rest)) * p.scale

@@ -41,5 +41,6 @@ CALIBRATION_ABRUPT = (
     "noise_shift_step",
     "unsettled_step",
     "jittered_step",
+    "burst_step",
 )
 TEST_ABRUPT = tuple(name for name in ALL_ABRUPT if name not in CALIBRATION_ABRUPT)

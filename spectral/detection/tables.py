@@ -15,6 +15,8 @@ from spectral.detection.statistic import Array
 
 # Edges of the bins of the noise coefficient: the more a curve's noise wanders, the higher T climbs by chance.
 PHI_EDGES = (0.5, 0.75, 0.9)
+# Edges of the classes of the noise ratio (within the change over elsewhere): even, uneven, loud within.
+NOISE_RATIO_EDGES = (1.3, 2.0)
 FLOOR_LEVELS = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 
 
@@ -73,9 +75,15 @@ def least_jump_ratio(n_snapshots: int) -> float:
     return _by_size(tables()["jump_ratio"], n_snapshots)
 
 
-def widening(name: str, n_snapshots: int) -> float:
-    """Return the factor on the half-widths of one interval, interpolated in log N."""
-    return _by_size(tables()["widening"][name], n_snapshots)
+def widening(name: str, n_snapshots: int, noise_ratio: float) -> float:
+    """Return the factor on the half-widths of one interval for the class of the noise ratio, interpolated in log N."""
+    row = tables()["widening"][name]
+    return _by_size({n: factors[noise_class(noise_ratio)] for n, factors in row.items()}, n_snapshots)
+
+
+def noise_class(noise_ratio: float) -> int:
+    """Return the class of a noise ratio: 0 below the first of `NOISE_RATIO_EDGES`, 1 from there on, and so on."""
+    return int(np.searchsorted(NOISE_RATIO_EDGES, noise_ratio, side="right"))
 
 
 def _by_size(row: dict[str, float], n_snapshots: int) -> float:

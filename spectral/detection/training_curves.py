@@ -202,6 +202,15 @@ def jittered_step(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | No
     return special.ndtr(2.563 * (t - m - late) / w) + _noise(t, rng, 0.03), _symmetric(m, w)
 
 
+def burst_step(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """A Gaussian-integral step; its noise swells to 2-5 times and falls again, a raised cosine of 0.7-1.5 widths."""
+    m, w = _hard_place(rng)
+    place = (t - m) / w
+    reach = rng.uniform(0.7, 1.5)
+    loud = rng.uniform(1, 4) * (1 + np.cos(np.pi * np.clip(place / reach, -1, 1))) / 2
+    return special.ndtr(2.563 * place) + _noise(t, rng, 0.03) * (1 + loud), _symmetric(m, w)
+
+
 def two_steps(t: Array, rng: np.random.Generator) -> tuple[Array, list[Truth]]:
     """Two steps of the same sign, 0.2-0.5 of the run apart; returns both truths, ascending."""
     first = rng.uniform(0.15, 0.4)
@@ -247,5 +256,6 @@ TRAINING_ABRUPT: dict[str, Family] = {
         noise_shift_step,
         unsettled_step,
         jittered_step,
+        burst_step,
     )
 }
