@@ -27,15 +27,15 @@ from tqdm import tqdm
 from benchmarks.detector_baselines import baselines
 from benchmarks.report import machine
 from spectral.detection import OnlineDetector, Transition, detect_run, detect_transition
-from spectral.detection.families import ar1
+from spectral.detection.curves.families import ar1
+from spectral.detection.curves.splits import ALL_ABRUPT, ALL_NULL, TEST_ABRUPT, TEST_NULL
+from spectral.detection.curves.training_curves import two_steps
 from spectral.detection.online_calibration import kept_statistics
 from spectral.detection.rounds import WANDERING
 from spectral.detection.scoring import covering, f1_margin, wilson
-from spectral.detection.splits import ALL_ABRUPT, ALL_NULL, TEST_ABRUPT, TEST_NULL
 from spectral.detection.statistic import hampel, jump_ratio, scan_rows, sigmoid
 from spectral.detection.tables import calibrated_p, calibration_id
 from spectral.detection.thresholds import kind_scales, threshold
-from spectral.detection.training_curves import two_steps
 from spectral.randomness import numpy_generator
 
 Rows = list[dict[str, Any]]

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from spectral.detection import detect_transition
-from spectral.detection.families import ar1
+from spectral.detection.curves.families import ar1
 from spectral.detection.statistic import sigmoid
 
 

@@ -85,7 +85,7 @@ def show_movie(path: Path, files: Files, *, what: str) -> int:
 
 def _show_acquisition(run: Run, files: Files) -> list[Path]:
     """Draw from which observer of Markov chains to which the model passed, and say when."""
-    from spectral.plots.gih_acquisition import draw_acquisition
+    from spectral.plots.gih.acquisition import draw_acquisition
 
     written, passages = draw_acquisition(run, files.folder(run.path), formats=files.formats, dpi=files.dpi)
     print(passages)

@@ -14,16 +14,19 @@ tables:
 """
 
 import argparse
+import hashlib
 import json
+import os
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spectral.detection.curves.splits import ALL_ABRUPT, ALL_NULL, CALIBRATION_ABRUPT, CALIBRATION_NULL
 from spectral.detection.gates import passes_shape_gates
 from spectral.detection.intervals import LEVEL, bounds, half_width, quantities, refine, spacing_at
-from spectral.detection.online_calibration import online_table
-from spectral.detection.splits import ALL_ABRUPT, ALL_NULL, CALIBRATION_ABRUPT, CALIBRATION_NULL
+from spectral.detection.online_calibration import SIZES, online_rows
 from spectral.detection.statistic import (
     MIDPOINTS,
     WIDTHS,
@@ -61,11 +64,6 @@ _SHARED_FACTORS = {
 }
 
 
-def floor_table(sizes: tuple[int, ...], n_curves: int, seed: int) -> dict[str, list[list[float]]]:
-    """Return size -> [bins of phi, levels] of T, rounded to 0.1, never falling from one level to a stricter one."""
-    return {str(n): floor_rows(n, n_curves, seed) for n in sizes}
-
-
 def floor_rows(n_snapshots: int, n_curves: int, seed: int) -> list[list[float]]:
     """Return one entry of the floor table: [len(PHI_EDGES) + 1, len(FLOOR_LEVELS)]."""
     t = np.linspace(0, 1, n_snapshots)
@@ -85,20 +83,17 @@ def floor_rows(n_snapshots: int, n_curves: int, seed: int) -> list[list[float]]:
     return [[round(float(x), 1) for x in row] for row in np.maximum.accumulate(highest, axis=1)]
 
 
-def jump_table(floor: dict[str, list[list[float]]], n_curves: int, seed: int) -> dict[str, float]:
-    """Return size -> ratio that `JUMP_SHARE` of the jumping walks reach together with the floor and phi >= 0.75."""
+def least_jump(n_snapshots: int, heights: list[list[float]], n_curves: int, seed: int) -> float:
+    """Return the ratio that `JUMP_SHARE` of the jumping walks reach together with the floor and phi >= 0.75."""
     level = FLOOR_LEVELS.index(JUMP_LEVEL)
-    table = {}
-    for size, heights in floor.items():
-        t = np.linspace(0, 1, int(size))
-        rng = numpy_generator(seed, f"calibration/jump/{JUMPING}", int(size))
-        statistic, scan = gated_statistics(t, np.stack([ALL_NULL[JUMPING](t, rng)[0] for _ in range(n_curves)]))
-        bins = np.searchsorted(PHI_EDGES, scan.phi, side="right")
-        high = (statistic > np.array(heights)[bins, level]) & (scan.phi >= PHI_EDGES[1])
-        ratios = sorted((jump_ratio(t, scan, int(i)) for i in np.flatnonzero(high)), reverse=True)
-        allowed = int(JUMP_SHARE * n_curves)
-        table[size] = round(float(ratios[allowed]), 2) if allowed < len(ratios) else 1.0
-    return table
+    t = np.linspace(0, 1, n_snapshots)
+    rng = numpy_generator(seed, f"calibration/jump/{JUMPING}", n_snapshots)
+    statistic, scan = gated_statistics(t, np.stack([ALL_NULL[JUMPING](t, rng)[0] for _ in range(n_curves)]))
+    bins = np.searchsorted(PHI_EDGES, scan.phi, side="right")
+    high = (statistic > np.array(heights)[bins, level]) & (scan.phi >= PHI_EDGES[1])
+    ratios = sorted((jump_ratio(t, scan, int(i)) for i in np.flatnonzero(high)), reverse=True)
+    allowed = int(JUMP_SHARE * n_curves)
+    return round(float(ratios[allowed]), 2) if allowed < len(ratios) else 1.0
 
 
 def gated_statistics(t: Array, rows: Array) -> tuple[Array, Scan]:
@@ -125,8 +120,8 @@ def gated_statistics(t: Array, rows: Array) -> tuple[Array, Scan]:
     return np.where(passes, scan.statistic, -np.inf), scan
 
 
-def widening_table(sizes: tuple[int, ...], n_curves: int, seed: int) -> dict[str, dict[str, list[float]]]:
-    """Return interval -> size -> factor by noise class, the `LEVEL` quantile of |error| / uncalibrated half-width.
+def widening_rows(n_snapshots: int, n_curves: int, seed: int) -> dict[str, list[float]]:
+    """Return interval -> factor by noise class, the `LEVEL` quantile of |error| / uncalibrated half-width.
 
     Families are pooled, but for the loudest class, where the largest quantile of a family with many such curves holds:
     how noise rises and falls within a change differs too much for an average to say what an unseen form needs. On short
@@ -134,18 +129,18 @@ def widening_table(sizes: tuple[int, ...], n_curves: int, seed: int) -> dict[str
     """
     families = [name for name in CALIBRATION_ABRUPT if name not in NOT_IN_WIDENING]
     loudest = len(NOISE_RATIO_EDGES)
-    table: dict[str, dict[str, list[float]]] = {}
-    for n in sizes:
-        curves = {family: error_ratios(family, n, n_curves, seed) for family in families}
-        for noise in range(loudest + 1):
-            mine = {family: [ratios for c, ratios in found if c == noise] for family, found in curves.items()}
-            pools = [[ratios for found in mine.values() for ratios in found]]
-            if noise == loudest:
-                pools = [found for found in mine.values() if len(found) >= _LEAST_SHARE_LOUD * n_curves] or pools
-            for name, together in _SHARED_FACTORS.items():
-                highest = max(_level([ratios[one] for one in together for ratios in pool]) for pool in pools)
-                table.setdefault(name, {}).setdefault(str(n), []).append(round(highest, 3))
-    return table
+    rows: dict[str, list[float]] = {}
+    curves = {family: error_ratios(family, n_snapshots, n_curves, seed) for family in families}
+    for noise in range(loudest + 1):
+        mine = {family: [ratios for c, ratios in found if c == noise] for family, found in curves.items()}
+        pools = [[ratios for found in mine.values() for ratios in found]]
+        if noise == loudest:
+            pools = [found for found in mine.values() if len(found) >= _LEAST_SHARE_LOUD * n_curves] or pools
+        for name, together in _SHARED_FACTORS.items():
+            known = rows.setdefault(name, [])
+            levels = [_level([ratios[one] for one in together for ratios in pool]) for pool in pools if pool]
+            known.append(round(max(levels), 3) if levels else known[-1])  # no curve so loud: as for less loud ones
+    return rows
 
 
 def _level(values: list[float]) -> float:
@@ -180,24 +175,39 @@ def error_ratios(family: str, n_snapshots: int, n_curves: int, seed: int) -> lis
     return found_ratios
 
 
-def calibrate(seed: int, floor_curves: int, widening_curves: int, online_curves: int) -> dict[str, Any]:
-    """Return the content of calibration.json."""
-    floor = floor_table(FLOOR_SIZES, floor_curves, seed)
-    return {
-        "calibration_id": f"calibration-{seed}-{floor_curves}-{widening_curves}-{online_curves}",
-        "made_by": "python -m spectral.detection.calibration",
-        "seed": seed,
-        "curves": {"floor": floor_curves, "widening": widening_curves, "online": online_curves},
-        "null_families": list(CALIBRATION_NULL),
-        "abrupt_families": list(CALIBRATION_ABRUPT),
-        "phi_edges": list(PHI_EDGES),
-        "floor_levels": list(FLOOR_LEVELS),
-        "noise_ratio_edges": list(NOISE_RATIO_EDGES),
-        "floor": floor,
-        "jump_ratio": jump_table(floor, floor_curves, seed),
-        "widening": widening_table(WIDENING_SIZES, widening_curves, seed),
-        "online": online_table(online_curves, seed),
-    }
+def calibrate(
+    seed: int, floor_curves: int, widening_curves: int, online_curves: int, processes: int = 1
+) -> dict[str, Any]:
+    """Return the content of calibration.json; the number of processes does not change it."""
+    with ProcessPoolExecutor(processes) as pool:
+        # The longest curves first: they take as long as all others together.
+        online = {n: pool.submit(online_rows, n, online_curves, seed) for n in sorted(SIZES, reverse=True)}
+        floors = {n: pool.submit(floor_rows, n, floor_curves, seed) for n in sorted(FLOOR_SIZES, reverse=True)}
+        widened = {n: pool.submit(widening_rows, n, widening_curves, seed) for n in WIDENING_SIZES}
+        floor = {n: floors[n].result() for n in FLOOR_SIZES}
+        jumps = {n: pool.submit(least_jump, n, floor[n], floor_curves, seed) for n in FLOOR_SIZES}
+        content = {
+            "made_by": "python -m spectral.detection.calibration",
+            "seed": seed,
+            "curves": {"floor": floor_curves, "widening": widening_curves, "online": online_curves},
+            "null_families": list(CALIBRATION_NULL),
+            "abrupt_families": list(CALIBRATION_ABRUPT),
+            "phi_edges": list(PHI_EDGES),
+            "floor_levels": list(FLOOR_LEVELS),
+            "noise_ratio_edges": list(NOISE_RATIO_EDGES),
+            "floor": {str(n): rows for n, rows in floor.items()},
+            "jump_ratio": {str(n): jump.result() for n, jump in jumps.items()},
+            "widening": {
+                name: {str(n): rows.result()[name] for n, rows in widened.items()} for name in _SHARED_FACTORS
+            },
+            "online": {
+                "scale": {str(n): online[n].result()[0] for n in SIZES},
+                "threshold": {str(n): online[n].result()[1] for n in SIZES},
+            },
+        }
+    # Named after its content: verdicts of other tables must not look alike.
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+    return {"calibration_id": f"calibration-{seed}-{digest}"} | content
 
 
 def main() -> None:
@@ -208,8 +218,10 @@ def main() -> None:
     parser.add_argument("--floor_curves", type=int, default=FLOOR_CURVES, help="per family and length")
     parser.add_argument("--widening_curves", type=int, default=WIDENING_CURVES, help="per family and length")
     parser.add_argument("--online_curves", type=int, default=1000, help="per family and length")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    content = calibrate(options.seed, options.floor_curves, options.widening_curves, options.online_curves)
+    curves = (options.floor_curves, options.widening_curves, options.online_curves)
+    content = calibrate(options.seed, *curves, processes=options.processes)
     options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -12,8 +12,7 @@ MIN_NOISE_SDS = 3.0
 MAX_WIDTH = 0.12
 EDGE = 0.05
 KEPT_SOON, KEPT_LATE = 0.4, 0.25
-# The newest level, online: a spike that decays with 4 % of the run has 0.3-0.5 of its height left when it would be
-# confirmed, an overshoot that settles at half of its peak more.
+# The newest level, online: a spike decays while it waits to be confirmed, an overshoot keeps half of its peak.
 KEPT_NOW = 0.5
 LEVEL_SNAPSHOTS, LATE_SNAPSHOTS = 12, 8
 # Snapshots beside the change; with fewer before it, 3 high ones at the start look like a level.

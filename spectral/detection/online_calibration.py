@@ -5,17 +5,15 @@ from `FIRST_LOOK` on, the chance that a signal is ever confirmed is at most alph
 the largest value that T keeps for `confirm_after(N)` + 1 looks while the gates hold, the largest one over the families.
 """
 
-from typing import Any
-
 import numpy as np
 
+from spectral.detection.curves.splits import ALL_NULL, CALIBRATION_NULL
 from spectral.detection.online_statistic import WIDTHS, scan_online, under_way
-from spectral.detection.splits import ALL_NULL, CALIBRATION_NULL
-from spectral.detection.statistic import Array
+from spectral.detection.statistic import Array, Indices
 from spectral.detection.thresholds import FIRST_LOOK, KINDS, LEVELS, SHARP, confirm_after, kind_of, kind_scales
 from spectral.randomness import numpy_generator
 
-SIZES = (30, 50, 100, 200)
+SIZES = (30, 50, 100, 200, 400)
 LOWEST = 5.0  # a lower T is no evidence, however rarely the gates let null curves through
 SHAPE_LEVEL = 0.02  # where the heights of the kinds of change are compared
 
@@ -23,24 +21,20 @@ SHAPE_LEVEL = 0.02  # where the heights of the kinds of change are compared
 NOT_THRESHOLDED = ("gradual",)
 
 
-def online_table(n_curves: int, seed: int) -> dict[str, Any]:
-    """Return {"scale": size -> factor per kind of change, "threshold": size -> h per entry of LEVELS}."""
+def online_rows(n_snapshots: int, n_curves: int, seed: int) -> tuple[list[float], list[float]]:
+    """Return one entry of each online table: (factor per kind of change, h per entry of `LEVELS`)."""
     families = tuple(family for family in CALIBRATION_NULL if family not in NOT_THRESHOLDED)
-    scales, thresholds = {}, {}
-    for n in SIZES:
-        kept = kept_statistics(families, n, n_curves, seed)
-        heights = np.max([np.quantile(kinds, 1 - SHAPE_LEVEL, axis=0) for kinds in kept.values()], axis=0)
-        wide, sharp = np.maximum(heights, LOWEST).reshape(2, -1)
-        if max(WIDTHS) * (n - 1) <= SHARP:
-            wide = sharp  # so few snapshots that every change is sharp
-        heights = np.stack([wide, sharp])
-        heights = np.maximum.accumulate(np.maximum.accumulate(heights, axis=1), axis=0).ravel()
-        scale = heights[0] / heights
-        maxima = [np.max(kinds * scale, axis=1) for kinds in kept.values()]
-        quantiles = np.max([np.quantile(values, 1 - np.array(LEVELS)) for values in maxima], axis=0)
-        scales[str(n)] = [round(float(x), 3) for x in scale]
-        thresholds[str(n)] = [round(max(float(x), LOWEST), 1) for x in quantiles]
-    return {"scale": scales, "threshold": thresholds}
+    kept = kept_statistics(families, n_snapshots, n_curves, seed)
+    heights = np.max([np.quantile(kinds, 1 - SHAPE_LEVEL, axis=0) for kinds in kept.values()], axis=0)
+    wide, sharp = np.maximum(heights, LOWEST).reshape(2, -1)
+    if max(WIDTHS) * (n_snapshots - 1) <= SHARP:
+        wide = sharp  # so few snapshots that every change is sharp
+    heights = np.stack([wide, sharp])
+    heights = np.maximum.accumulate(np.maximum.accumulate(heights, axis=1), axis=0).ravel()
+    scale = heights[0] / heights
+    maxima = [np.max(kinds * scale, axis=1) for kinds in kept.values()]
+    quantiles = np.max([np.quantile(values, 1 - np.array(LEVELS)) for values in maxima], axis=0)
+    return [round(float(x), 3) for x in scale], [round(max(float(x), LOWEST), 1) for x in quantiles]
 
 
 def kept_statistics(families: tuple[str, ...], n_snapshots: int, n_curves: int, seed: int) -> dict[str, Array]:
@@ -67,7 +61,7 @@ def kept_statistics(families: tuple[str, ...], n_snapshots: int, n_curves: int, 
     return {family: highest[i * n_curves : (i + 1) * n_curves] for i, family in enumerate(families)}
 
 
-def gated_online(t: Array, rows: Array) -> tuple[Array, Array]:
+def gated_online(t: Array, rows: Array) -> tuple[Array, Indices]:
     """Return ([B] T, [B] kind of change) of unfiltered rows seen up to now; T is -inf where a gate fails."""
     scan = scan_online(t, rows, least=LOWEST)
     statistic = np.where(scan.statistic > LOWEST, scan.statistic, -np.inf)

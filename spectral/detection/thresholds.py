@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from spectral.detection.statistic import Array
+from spectral.detection.statistic import Array, Indices
 from spectral.detection.tables import PHI_EDGES, calibration_id, tables
 
 # Five snapshots before the onset, a rise, two after its midpoint: what `gates.holds` asks for. Earlier looks find
@@ -13,7 +13,7 @@ FIRST_LOOK = 10
 CONFIRM_AFTER = 3
 CONFIRM_SHARE = 0.04
 LEVELS = (0.2, 0.1, 0.05, 0.02, 0.01)
-SHARP, NARROWEST = 4, 0.01
+SHARP, NARROWEST = 2, 0.01
 KINDS = 2 * (len(PHI_EDGES) + 1)
 
 
@@ -41,7 +41,7 @@ def confirm_after(planned_snapshots: int | float) -> int:
     return max(CONFIRM_AFTER, round(CONFIRM_SHARE * planned_snapshots))
 
 
-def kind_of(phi: Array, width: Array, spacing: float) -> Array:
+def kind_of(phi: Array, width: Array, spacing: float) -> Indices:
     """Return [B] the kind of each fitted change, 0-7: the bin of phi, plus 4 where the change is sharp.
 
     Sharp are those over within `SHARP` snapshots, and those of the narrowest width that is fitted. `width` and the
@@ -51,7 +51,7 @@ def kind_of(phi: Array, width: Array, spacing: float) -> Array:
     over many snapshots takes as many increments of one sign, which walks hardly ever have.
     """
     sharp = width <= max(SHARP * spacing, NARROWEST)
-    return np.searchsorted(PHI_EDGES, phi, side="right") + sharp * (len(PHI_EDGES) + 1)
+    return np.asarray(np.searchsorted(PHI_EDGES, phi, side="right") + sharp * (len(PHI_EDGES) + 1), dtype=np.intp)
 
 
 def kind_scales(planned_snapshots: int | float) -> Array:

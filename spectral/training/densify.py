@@ -198,6 +198,8 @@ def _replay(
     pending = set(wanted)
     if display is not None:
         display.start(0)
+        for reason in origin.skipped:
+            display.message(f"skipped a damaged checkpoint: {reason}")
     while True:
         step = replica.completed
         if step in stored[COMPARED[0]]:

@@ -60,6 +60,15 @@ def test_added_rows_are_those_of_a_run_that_was_dense_from_the_start(runs, copy,
     assert events[-1]["kind"] == "densified"
 
 
+def test_a_damaged_checkpoint_is_walked_past_and_named(copy, capsys):
+    (copy / "checkpoints" / "step_000000012.pt").write_bytes(b"x")
+    assert densify(copy, "--from_step", 13, "--to_step", 14, "--interval", 1) == 0
+    shown = capsys.readouterr()
+    assert "2 snapshots added" in shown.out
+    assert "skipped a damaged checkpoint" in shown.err
+    assert "step_000000012.pt" in shown.err
+
+
 def test_a_densified_run_still_resumes_and_can_be_densified_again(copy, capsys):
     from spectral.cli import train
 

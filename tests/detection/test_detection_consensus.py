@@ -131,7 +131,7 @@ def test_a_run_without_signals_says_so():
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["random_walk", "persistent_noise", "spikes", "transient_bump"])
 def test_unrelated_null_signals_make_no_run_transition(judge, family):
-    from spectral.detection.families import NULL
+    from spectral.detection.curves.families import NULL
 
     alarms = 0
     for i in range(30):

@@ -194,6 +194,72 @@ def test_thresholds_rise_with_length_and_strictness():
     assert threshold(5, 0.05) == threshold(30, 0.05)
 
 
+def followed(t, y):
+    """Return (step, kind) of every event of one signal."""
+    from spectral.detection import OnlineDetector
+
+    watcher = OnlineDetector({"y": "behaviour"}, planned_steps=1)
+    return [(e.step, e.kind) for x, v in zip(t, y, strict=True) for e in watcher.update(x, {"y": v})]
+
+
+def test_a_transition_is_announced_before_the_twentieth_snapshot(detector):
+    steps, rows = run(m=0.24)
+    events = feed(detector(), steps, rows)
+    candidate = next(e for e in events if e.kind == "candidate")
+    assert 240 < candidate.step <= 320
+    assert next(e for e in events if e.kind == "transition_confirmed").step < steps[19]
+
+
+def test_kinds_of_change():
+    from spectral.detection.thresholds import KINDS, kind_of, kind_scales
+
+    phi, width = np.array([0.0, 0.5, 0.8, 0.97, 0.0, 0.97]), np.array([0.03, 0.03, 0.03, 0.03, 0.01, 0.01])
+    assert kind_of(phi, width, 0.005).tolist() == [0, 1, 2, 3, 4, 7]
+    # 51 snapshots: a width of 0.03 is 1.5 of them. 1,001 snapshots: the narrowest width stays sharp.
+    assert kind_of(phi, width, 0.02).tolist() == [4, 5, 6, 7, 4, 7]
+    assert kind_of(phi, width, 0.001).tolist() == [0, 1, 2, 3, 4, 7]
+    for n in (20, 30, 40, 75, 200, 1000):
+        scales = kind_scales(n)
+        assert len(scales) == KINDS
+        assert scales[0] == 1
+        assert np.all((scales > 0) & (scales <= 1))
+        assert np.all(np.diff(scales.reshape(2, -1), axis=1) <= 0), "the more the noise wanders, the less T counts"
+
+
+def test_a_jump_counts_less_than_a_rise_over_several_snapshots():
+    from spectral.detection.statistic import sigmoid
+
+    t, rng = np.linspace(0, 1, 200), np.random.default_rng(3)
+    walk = np.cumsum(0.02 * rng.standard_normal(200)) + 0.25 * (t > 0.5)  # 12 increments high, in one
+    rise = 0.35 * sigmoid(t, 0.5, 0.04) + 0.65 * np.sqrt(t) + 0.04 * rng.standard_normal(200)  # 9 noise deviations
+    assert not any(kind == "confirmed" for _, kind in followed(t, walk))
+    confirmed = [step for step, kind in followed(t, rise) if kind == "confirmed"]
+    assert len(confirmed) == 1
+    assert 0.5 < confirmed[0] < 0.6
+
+
+def test_a_spike_that_decays_with_two_percent_of_the_run_is_never_confirmed():
+    t = np.linspace(0, 1, 200)
+    for seed in range(5):
+        noise = 0.02 * np.random.default_rng(seed).standard_normal(200)
+        y = np.exp(-t / 0.3) + np.where(t > 0.6, np.exp(-np.maximum(t - 0.6, 0) / 0.02), 0) + noise
+        kinds = [kind for _, kind in followed(t, y)]
+        assert "candidate" in kinds
+        assert "confirmed" not in kinds
+
+
+def test_the_number_of_processes_does_not_change_the_calibration(monkeypatch):
+    from spectral.detection import calibration
+
+    monkeypatch.setattr(calibration, "FLOOR_SIZES", (40,))
+    monkeypatch.setattr(calibration, "WIDENING_SIZES", (50,))
+    monkeypatch.setattr(calibration, "SIZES", (30,))
+    one, two = (calibration.calibrate(5, 8, 3, 4, processes=k) for k in (1, 2))
+    assert one == two
+    assert one["calibration_id"].startswith("calibration-5-")
+    assert calibration.calibrate(6, 8, 3, 4)["calibration_id"].split("-")[2] != one["calibration_id"].split("-")[2]
+
+
 def test_stored_thresholds_hold_on_fresh_null_curves():
     from spectral.detection.online_calibration import run_maxima
     from spectral.detection.thresholds import threshold
@@ -207,7 +273,7 @@ def test_stored_thresholds_hold_on_fresh_null_curves():
 @pytest.mark.slow
 def test_few_runs_of_a_null_family_are_ever_confirmed():
     from spectral.detection import OnlineDetector
-    from spectral.detection.families import NULL
+    from spectral.detection.curves.families import NULL
 
     t = np.linspace(0, 1, 50)
     for name, family in NULL.items():

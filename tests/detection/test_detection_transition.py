@@ -223,7 +223,7 @@ def test_false_alarm_rate_per_null_family(detect, families, n):
 def test_p_values_are_uniform_on_a_curve_of_the_null_grid(detect):
     from scipy import stats
 
-    from spectral.detection.families import ar1
+    from spectral.detection.curves.families import ar1
 
     t = np.linspace(0, 1, 60)
     p = [

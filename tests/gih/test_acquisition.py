@@ -39,7 +39,7 @@ def test_the_nearest_observer_follows_the_passages(stepwise):
 
 def test_a_passage_that_never_comes_has_no_crossing():
     from spectral.gih.acquisition import passages
-    from spectral.plots.gih_acquisition import describe_passage
+    from spectral.plots.gih.acquisition import describe_passage
 
     steps = np.arange(40)
     found = passages(steps, {"uniform": 0.1 + 0.0 * steps, "unigram": 0.5 + 0.0 * steps})
@@ -57,7 +57,7 @@ TINY = ("--preset", "tiny", "--num_steps", "2", "--eigen_interval", "2", "--run_
 def test_a_run_on_chains_stores_the_distances_and_shows_them(tmp_path, monkeypatch):
     from spectral.cli import train
     from spectral.gih.acquisition import acquisition
-    from spectral.plots.gih_acquisition import draw_acquisition
+    from spectral.plots.gih.acquisition import draw_acquisition
     from spectral.storage import open_run
 
     monkeypatch.chdir(tmp_path)

@@ -39,7 +39,7 @@ def lines(axes):
 
 def test_the_page_of_stages_draws_stored_values_and_theory(staged):
     from spectral.gih import selection_descent
-    from spectral.plots.gih_stages import stages
+    from spectral.plots.gih.stages import stages
 
     shares, attention, sharpness, outcome, offsets, loss = stages(staged).axes[:6]
     rows = staged.rows_of(0)
@@ -62,7 +62,7 @@ def test_the_page_of_stages_draws_stored_values_and_theory(staged):
 
 
 def test_the_early_prediction_of_a_has_the_slope_of_the_measured_curve(staged):
-    from spectral.plots.gih_source import predicted_sharpness
+    from spectral.plots.gih.source import predicted_sharpness
 
     times = staged.read("time")[staged.rows_of(2)]
     early = predicted_sharpness(staged, 2, times)["start: rate Σ p J"]
@@ -72,7 +72,7 @@ def test_the_early_prediction_of_a_has_the_slope_of_the_measured_curve(staged):
 
 
 def test_the_predicted_attention_follows_the_measured_one(staged):
-    from spectral.plots.gih_source import predicted_attention
+    from spectral.plots.gih.source import predicted_attention
 
     rows = staged.rows_of(1)
     times, own = staged.read("time")[rows], staged.read("own_offset")[rows]
@@ -84,7 +84,7 @@ def test_the_predicted_attention_follows_the_measured_one(staged):
 
 
 def test_banded_attention_is_a_softmax_over_the_valid_offsets():
-    from spectral.plots.gih_weights import banded_attention
+    from spectral.plots.gih.weights import banded_attention
 
     pattern = banded_attention(np.log([6.0, 3.0, 1.0]), np.array([2, 3, 4]), 6)
     assert np.isnan(pattern[:2]).all()  # no offset is valid in the first two rows

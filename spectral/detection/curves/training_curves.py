@@ -7,7 +7,16 @@ bend curves, evaluation noise shrinks as an accuracy saturates, losses spike and
 import numpy as np
 from scipy import special
 
-from spectral.detection.families import Family, Truth, _basic_place, _crossings, _hard_place, _noise, _symmetric, ar1
+from spectral.detection.curves.families import (
+    Family,
+    Truth,
+    _basic_place,
+    _crossings,
+    _hard_place,
+    _noise,
+    _symmetric,
+    ar1,
+)
 from spectral.detection.statistic import Array, sigmoid
 
 HEAVY_TAIL_DEGREES = 2.5

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spectral.gih import GIHResults
-from spectral.plots.gih_source import (
+from spectral.plots.gih.source import (
     THEORY,
     Array,
     empty,

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from spectral.gih import GIHResults
-from spectral.plots.gih_source import MissingPartError, run_line
+from spectral.plots.gih.source import MissingPartError, run_line
 from spectral.plots.style import finish, house_style, new_figure
 
 _COLORS = ("#332288", "#117733", "#cc6677")

@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 
 from spectral.gih import GIHResults
 from spectral.plots.command import write_figure
-from spectral.plots.gih_generalisation import generalisation
-from spectral.plots.gih_losses import hessian_eigenvalues, losses
-from spectral.plots.gih_source import MissingPartError
-from spectral.plots.gih_stages import stages
-from spectral.plots.gih_weights import relative_positions
+from spectral.plots.gih.generalisation import generalisation
+from spectral.plots.gih.losses import hessian_eigenvalues, losses
+from spectral.plots.gih.source import MissingPartError
+from spectral.plots.gih.stages import stages
+from spectral.plots.gih.weights import relative_positions
 
 GIH_FIGURES: dict[str, Callable[[GIHResults], Figure]] = {
     "stages": stages,

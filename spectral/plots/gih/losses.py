@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spectral.gih import GIHResults
-from spectral.plots.gih_source import MissingPartError, log_time, run_line, stage_title, time_label
+from spectral.plots.gih.source import MissingPartError, log_time, run_line, stage_title, time_label
 from spectral.plots.style import MUTED, finish, house_style, new_figure, ordered
 
 _TEXTS = {"double_softmax": "double-softmax loss", "nll": "cross-entropy"}

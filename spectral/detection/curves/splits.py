@@ -4,8 +4,8 @@ Split by family, not by curve: thresholds and interval factors are learnt on the
 on the test families say what to expect of a kind of curve that was never seen.
 """
 
-from spectral.detection.families import ABRUPT, NULL, Family
-from spectral.detection.training_curves import TRAINING_ABRUPT, TRAINING_NULL
+from spectral.detection.curves.families import ABRUPT, NULL, Family
+from spectral.detection.curves.training_curves import TRAINING_ABRUPT, TRAINING_NULL
 
 ALL_NULL: dict[str, Family] = NULL | TRAINING_NULL
 ALL_ABRUPT: dict[str, Family] = ABRUPT | TRAINING_ABRUPT

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from spectral.gih import GIHResults
 from spectral.models.disentangled_full import DIAGONAL
-from spectral.plots.gih_source import Array, head_colors, run_line
+from spectral.plots.gih.source import Array, head_colors, run_line
 from spectral.plots.style import FAINT, INK, MISSING, finish, heat_colors, house_style, new_figure
 
 _ROWS = 10
