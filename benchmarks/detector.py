@@ -73,8 +73,8 @@ def role(family: str) -> str:
 
 
 def judged_families(options: argparse.Namespace, of: dict[str, Any]) -> tuple[str, ...]:
-    """Return the families to run: all, or those alone that calibration never saw."""
-    return tuple(name for name in of if options.families == "all" or role(name) == "test")
+    """Return the families to run: all, or only those that calibration never saw, or did see."""
+    return tuple(name for name in of if options.families in ("all", role(name).removesuffix(".")))
 
 
 def each(names: list[str] | tuple[str, ...], n: int, label: str) -> Iterator[tuple[str, int]]:
@@ -177,8 +177,9 @@ def abrupt(options: argparse.Namespace) -> Rows:
             y, truth = ALL_ABRUPT[name](t, generator(options, f"abrupt/{n}", name, i))
             assert truth is not None
             found[name].append(one_score(t, judged(t, y, i), truth))
-        pooled = [entry for name in TEST_ABRUPT for entry in found[name]]
-        for name, entries in [*found.items(), ("ALL TEST FAMILIES", pooled)]:
+        pooled = [entry for name in TEST_ABRUPT if name in found for entry in found[name]]
+        together = [("ALL TEST FAMILIES", pooled)] if pooled else []
+        for name, entries in [*found.items(), *together]:
             rows.append({"snapshots": n, "role": role(name)} | summary(name, entries))
     return rows
 
@@ -524,7 +525,9 @@ def main() -> None:
     parser.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=list(SECTIONS))
     parser.add_argument("--curves", type=int, default=400, help="null curves per family; other sections take a share")
     parser.add_argument("--snapshots", type=int, nargs="+", default=[200])
-    parser.add_argument("--families", default="all", choices=("all", "test"), help="nulls, runs, alone and abrupt")
+    parser.add_argument(
+        "--families", default="all", choices=("all", "test", "calib"), help="nulls, runs, alone and abrupt"
+    )
     parser.add_argument("--axis", default="even", choices=("even", "log"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, default=None, help="also write the numbers to this file")

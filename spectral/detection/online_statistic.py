@@ -57,7 +57,7 @@ class OnlineScan:
         noise_sd: [B] marginal noise sd in the same units.
         phi: [B] noise coefficient used, a value of `PHI_GRID`.
         filtered: [B, n] the rows without isolated outliers.
-        rest: [B, n] what the abrupt fit leaves of them.
+        residuals: [B, n] what the abrupt fit leaves of them, whitened.
     """
 
     statistic: Array
@@ -67,7 +67,7 @@ class OnlineScan:
     noise_sd: Array
     phi: Array
     filtered: Array
-    rest: Array
+    residuals: Array
 
 
 def scan_online(t: Array, rows: Array, *, least: float = -np.inf) -> OnlineScan:
@@ -101,10 +101,10 @@ def scan_online(t: Array, rows: Array, *, least: float = -np.inf) -> OnlineScan:
             noise_sd=empty,
             phi=empty,
             filtered=filtered,
-            rest=filtered,
+            residuals=filtered,
         )
     out = {name: np.empty(b) for name in ("statistic", "midpoint", "width", "amplitude", "noise_sd")}
-    rest = np.empty_like(scaled)
+    residuals = np.empty_like(scaled)
     phi_index = np.full(b, int(np.argmin(np.abs(PHI_GRID - PHI_START))))
     stale = np.ones(b, dtype=bool)
     if least > -np.inf:
@@ -122,7 +122,7 @@ def scan_online(t: Array, rows: Array, *, least: float = -np.inf) -> OnlineScan:
             out["width"][mine] = widths[fit.candidate]
             out["amplitude"][mine] = fit.amplitude * scale[mine]
             out["noise_sd"][mine] = np.sqrt(np.maximum(fit.rss1, RSS_FLOOR) / (n - k - 2)) * scale[mine]
-            rest[mine] = colour(fit.residuals, correlations(t, float(PHI_GRID[index]))) * scale[mine, None]
+            residuals[mine] = fit.residuals * scale[mine, None]
             if not last:
                 estimate[mine] = estimate_phi(t, fit, phi_index[mine])
         if not last:
@@ -130,7 +130,7 @@ def scan_online(t: Array, rows: Array, *, least: float = -np.inf) -> OnlineScan:
             again = stale & (rounded != phi_index) & (out["statistic"] >= least)
             stale, phi_index = again, np.where(stale, rounded, phi_index)
     out["statistic"][flat] = 0.0
-    return OnlineScan(**out, phi=PHI_GRID[phi_index], filtered=filtered, rest=rest)
+    return OnlineScan(**out, phi=PHI_GRID[phi_index], filtered=filtered, residuals=residuals)
 
 
 def under_way(t: Array, scan: OnlineScan, row: int) -> bool:
@@ -138,12 +138,13 @@ def under_way(t: Array, scan: OnlineScan, row: int) -> bool:
     m, w, amplitude = (float(values[row]) for values in (scan.midpoint, scan.width, scan.amplitude))
     y = scan.filtered[row]
     spread = float(np.diff(np.quantile(y, [0.02, 0.98]))[0])
-    stands_out = LEAST_JUMP_RATIO[int(np.searchsorted(PHI_EDGES, float(scan.phi[row]), side="right"))]
-    return (
-        abs(amplitude) >= max(MIN_SHARE_OF_RANGE * spread, MIN_NOISE_SDS * float(scan.noise_sd[row]))
-        and holds(t, y, midpoint=m, width=w, amplitude=amplitude)
-        and ratio_to_elsewhere(t, scan.rest[row], midpoint=m, width=w, amplitude=amplitude) >= stands_out
-    )
+    large = abs(amplitude) >= max(MIN_SHARE_OF_RANGE * spread, MIN_NOISE_SDS * float(scan.noise_sd[row]))
+    if not (large and holds(t, y, midpoint=m, width=w, amplitude=amplitude)):
+        return False
+    phi = float(scan.phi[row])
+    rest = colour(scan.residuals[row], correlations(t, phi))
+    ratio = ratio_to_elsewhere(t, rest, midpoint=m, width=w, amplitude=amplitude)
+    return ratio >= LEAST_JUMP_RATIO[int(np.searchsorted(PHI_EDGES, phi, side="right"))]
 
 
 def _candidates(t: Array) -> tuple[Array, Array]:
@@ -160,20 +161,22 @@ def _candidates(t: Array) -> tuple[Array, Array]:
 
 @lru_cache(maxsize=24)
 def _design(axis: bytes, phi_index: int) -> Design:
-    t = np.frombuffer(axis, dtype=np.float64)
-    return _built(t, phi_index, *_candidates(t))
+    return build_design(np.frombuffer(axis, dtype=np.float64), float(PHI_GRID[phi_index]), *_columns(axis))
 
 
 @lru_cache(maxsize=2)
 def _rough_design(axis: bytes, phi_index: int) -> Design:
     t = np.frombuffer(axis, dtype=np.float64)
-    m, w = _candidates(t)
-    some = np.isin(w, WIDTHS[1::2])
-    return _built(t, phi_index, m[some][::2], w[some][::2])
+    shapes, wide, candidates = _columns(axis)
+    some = np.flatnonzero(np.isin(_candidates(t)[1], WIDTHS[1::2]))[::2]
+    return build_design(t, float(PHI_GRID[phi_index]), shapes, wide, candidates[:, some])
 
 
-def _built(t: Array, phi_index: int, midpoints: Array, widths: Array) -> Design:
-    candidates = sigmoid(t[:, None], midpoints[None, :], widths[None, :])
+@lru_cache(maxsize=2)
+def _columns(axis: bytes) -> tuple[Array, Array, Array]:
+    """Return smooth shapes, wide sigmoids and candidates, [n, number] each; signals of any phi share them."""
+    t = np.frombuffer(axis, dtype=np.float64)
+    midpoints, widths = _candidates(t)
     shapes = [np.exp(-t / tau) for tau in TAUS] + [(1 + t / u) ** -p for u, p in POWERS]
     wide = sigmoid_grid(t, WIDE_MIDPOINTS, np.array(WIDE_WIDTHS))
-    return build_design(t, float(PHI_GRID[phi_index]), np.stack(shapes, axis=1), wide, candidates)
+    return np.stack(shapes, axis=1), wide, sigmoid(t[:, None], midpoints[None, :], widths[None, :])

@@ -1,5 +1,7 @@
 """Thresholds of the online detector, by planned snapshots and significance, from `calibration.json`."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from spectral.detection.statistic import Array, Indices
@@ -54,6 +56,7 @@ def kind_of(phi: Array, width: Array, spacing: float) -> Indices:
     return np.asarray(np.searchsorted(PHI_EDGES, phi, side="right") + sharp * (len(PHI_EDGES) + 1), dtype=np.intp)
 
 
+@lru_cache(maxsize=8)
 def kind_scales(planned_snapshots: int | float) -> Array:
     """Return [8] factors on T, in (0, 1], that make one threshold fit every kind of change.
 

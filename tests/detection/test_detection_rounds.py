@@ -123,7 +123,7 @@ def test_the_floor_falls_with_the_statistic_and_rises_with_wandering_noise():
 
 
 def test_calibration_never_sees_a_test_family():
-    from spectral.detection import splits
+    from spectral.detection.curves import splits
     from spectral.detection.tables import tables
 
     assert not set(tables()["null_families"]) & set(splits.TEST_NULL)

@@ -68,7 +68,7 @@ def test_colour_inverts_whiten_and_keeps_the_marginal_variance():
 
 
 def test_noise_coefficient_is_recovered():
-    from spectral.detection import families
+    from spectral.detection.curves import families
     from spectral.detection import statistic as st
 
     t = np.linspace(0, 1, 400)

@@ -17,7 +17,7 @@ def detect():
 
 @pytest.fixture
 def families():
-    from spectral.detection import families
+    from spectral.detection.curves import families
 
     return families
 
