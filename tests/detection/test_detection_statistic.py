@@ -68,8 +68,8 @@ def test_colour_inverts_whiten_and_keeps_the_marginal_variance():
 
 
 def test_noise_coefficient_is_recovered():
-    from spectral.detection.curves import families
     from spectral.detection import statistic as st
+    from spectral.detection.curves import families
 
     t = np.linspace(0, 1, 400)
     rows = np.stack([families.ar1(400, 0.6, 1.0, np.random.default_rng(i)) for i in range(30)])
