@@ -6,14 +6,15 @@ end; the online one is early and therefore rougher.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from spectral.detection.gates import MIN_AFTER, holds, persists
-from spectral.detection.online_statistic import scan_online, under_way
+from spectral.detection.online_statistic import OnlineScan, scan_online, soon_over, under_way
 from spectral.detection.statistic import Array
 from spectral.detection.thresholds import (
     FIRST_LOOK,
@@ -256,7 +257,9 @@ class OnlineDetector:
                 statistic = float(scan.statistic[i] * scale)
                 track.statistic = statistic if math.isfinite(statistic) else None
                 found = (float(scan.midpoint[i]), float(scan.width[i]), float(scan.amplitude[i]))
-                kind = self._advance(track, t, scan.filtered[i], found, lively=under_way(t, scan, i))
+                lively = under_way(t, scan, i)
+                over = partial(_soon_over, t, scan, i)
+                kind = self._advance(track, t, scan.filtered[i], found, lively=lively, over=over)
                 if kind is not None:
                     events.append(
                         OnlineEvent(
@@ -271,13 +274,15 @@ class OnlineDetector:
                     )
         return sorted(events, key=lambda event: list(self._families).index(str(event.signal)))
 
-    def _advance(self, track: _Track, t: Array, y: Array, found: tuple[float, ...], *, lively: bool) -> str | None:
-        """Move one signal's state; return the kind of event, if any."""
+    def _advance(
+        self, track: _Track, t: Array, y: Array, found: tuple[float, ...], *, lively: bool, over: Callable[[], bool]
+    ) -> str | None:
+        """Move one signal's state; return the kind of event, if any. `over` is asked only where all else confirms."""
         if track.status == "confirmed":
             # Its sigmoid is settled: T may fade once the change lies far back, only a lost level revokes.
             # One that was confirmed under way is judged once enough has come after it.
-            over = np.count_nonzero(t > track.midpoint + track.width / 2) >= MIN_AFTER
-            test = persists if over else holds
+            enough = np.count_nonzero(t > track.midpoint + track.width / 2) >= MIN_AFTER
+            test = persists if enough else holds
             stays = test(t, y, midpoint=track.midpoint, width=track.width, amplitude=track.amplitude)
             if not stays:
                 track.status = "revoked"
@@ -304,7 +309,7 @@ class OnlineDetector:
             track.status, track.kept = "candidate", 0
             return "candidate"
         track.kept = 0 if moved else track.kept + 1
-        if track.kept >= confirm_after(self._planned_snapshots(track)):
+        if track.kept >= confirm_after(self._planned_snapshots(track)) and over():
             track.status = "confirmed"
             return "confirmed"
         return None
@@ -349,3 +354,7 @@ class OnlineDetector:
             if len(families) >= MIN_FAMILIES and confirmed and len(near) > len(best):
                 best = near
         return best
+
+
+def _soon_over(t: Array, scan: OnlineScan, row: int) -> bool:
+    return bool(soon_over(t, scan, np.array([row]))[0])

@@ -8,7 +8,7 @@ the largest value that T keeps for `confirm_after(N)` + 1 looks while the gates 
 import numpy as np
 
 from spectral.detection.curves.splits import ALL_NULL, CALIBRATION_NULL
-from spectral.detection.online_statistic import WIDTHS, scan_online, under_way
+from spectral.detection.online_statistic import WIDTHS, OnlineScan, scan_online, soon_over, under_way
 from spectral.detection.statistic import Array, Indices
 from spectral.detection.thresholds import FIRST_LOOK, KINDS, LEVELS, SHARP, confirm_after, kind_of, kind_scales
 from spectral.randomness import numpy_generator
@@ -53,22 +53,24 @@ def kept_statistics(families: tuple[str, ...], n_snapshots: int, n_curves: int, 
     pick = np.arange(len(rows))
     recent: list[Array] = []
     for n in range(FIRST_LOOK, n_snapshots + 1):  # all families at one look share their designs
-        statistic, kind = gated_online(t[:n], rows[:, :n])
+        statistic, kind, scan = gated_online(t[:n], rows[:, :n])
         recent = [*recent, statistic][-looks:]
         if len(recent) == looks:
             kept = np.min(recent, axis=0)
-            highest[pick, kind] = np.maximum(highest[pick, kind], kept)
+            higher = np.flatnonzero(kept > highest[pick, kind])
+            higher = higher[soon_over(t[:n], scan, higher)]
+            highest[higher, kind[higher]] = kept[higher]
     return {family: highest[i * n_curves : (i + 1) * n_curves] for i, family in enumerate(families)}
 
 
-def gated_online(t: Array, rows: Array) -> tuple[Array, Indices]:
-    """Return ([B] T, [B] kind of change) of unfiltered rows seen up to now; T is -inf where a gate fails."""
+def gated_online(t: Array, rows: Array) -> tuple[Array, Indices, OnlineScan]:
+    """Return ([B] T, [B] kind of change, the scan) of unfiltered rows up to now; T is -inf where a gate fails."""
     scan = scan_online(t, rows, least=LOWEST)
     statistic = np.where(scan.statistic > LOWEST, scan.statistic, -np.inf)
     for i in np.flatnonzero(np.isfinite(statistic)):
         if not under_way(t, scan, int(i)):
             statistic[i] = -np.inf
-    return statistic, kind_of(scan.phi, scan.width, float(np.median(np.diff(t))))
+    return statistic, kind_of(scan.phi, scan.width, float(np.median(np.diff(t)))), scan
 
 
 def run_maxima(family: str, n_snapshots: int, n_curves: int, seed: int) -> Array:

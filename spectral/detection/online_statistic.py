@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from spectral.detection.gates import MIN_NOISE_SDS, MIN_SHARE_OF_RANGE, holds
 from spectral.detection.statistic import (
@@ -32,12 +33,22 @@ from spectral.detection.statistic import (
 from spectral.detection.tables import PHI_EDGES
 from spectral.detection.thresholds import NARROWEST
 
+Flags = npt.NDArray[np.bool_]
+
 TAUS = np.geomspace(0.01, 1.5, 12)
 POWERS = ((0.01, 0.3), (0.01, 0.8), (0.05, 0.3), (0.05, 0.8))
 WIDE_WIDTHS = (0.25, 0.4, 0.6, 0.9)
 WIDE_MIDPOINTS = np.linspace(0.1, 1.3, 25)  # beyond 1: the planned length may cut a slow rise short
 WIDTHS = (NARROWEST, 0.03, 0.06, 0.1)
 LOOK_BACK = 40
+# Rises that are not over soon: wide sigmoids under way, and what a kink of a learning-rate schedule starts, a straight
+# line (infinite time) or a relaxation whose 10-90 % width, 2.2 of these times, is no narrow one.
+SLOW_WIDTHS = (0.16, 0.25, 0.4)
+SLOW_TIMES = (0.08, 0.16, 0.4, np.inf)
+WARM_UPS, WARM_TIMES = np.geomspace(0.02, 0.16, 7), np.geomspace(0.06, 0.5, 5)  # warm-ups, and relaxations after them
+SLOW_AHEAD = 0.1  # a wide rise may have its midpoint that far ahead
+# Required of n ln(RSS_slow / RSS_abrupt): a likelihood ratio of e^3 for the abrupt curve.
+LEAST_OVER_SLOW = 6.0
 SETTLED = 1
 PER_SNAPSHOT = 2
 # How far a change must exceed the largest one elsewhere (`ratio_to_elsewhere`), by bin of phi: the more the noise
@@ -55,6 +66,7 @@ class OnlineScan:
         width: [B] 10-90 % width, as fraction of the planned run.
         amplitude: [B] signed height in units of the rows.
         noise_sd: [B] marginal noise sd in the same units.
+        rss: [B] residual sum of squares of the abrupt fit, in squared units of the rows.
         phi: [B] noise coefficient used, a value of `PHI_GRID`.
         filtered: [B, n] the rows without isolated outliers.
         residuals: [B, n] what the abrupt fit leaves of them, whitened.
@@ -65,6 +77,7 @@ class OnlineScan:
     width: Array
     amplitude: Array
     noise_sd: Array
+    rss: Array
     phi: Array
     filtered: Array
     residuals: Array
@@ -99,11 +112,12 @@ def scan_online(t: Array, rows: Array, *, least: float = -np.inf) -> OnlineScan:
             width=empty,
             amplitude=empty,
             noise_sd=empty,
+            rss=empty,
             phi=empty,
             filtered=filtered,
             residuals=filtered,
         )
-    out = {name: np.empty(b) for name in ("statistic", "midpoint", "width", "amplitude", "noise_sd")}
+    out = {name: np.empty(b) for name in ("statistic", "midpoint", "width", "amplitude", "noise_sd", "rss")}
     residuals = np.empty_like(scaled)
     phi_index = np.full(b, int(np.argmin(np.abs(PHI_GRID - PHI_START))))
     stale = np.ones(b, dtype=bool)
@@ -122,6 +136,7 @@ def scan_online(t: Array, rows: Array, *, least: float = -np.inf) -> OnlineScan:
             out["width"][mine] = widths[fit.candidate]
             out["amplitude"][mine] = fit.amplitude * scale[mine]
             out["noise_sd"][mine] = np.sqrt(np.maximum(fit.rss1, RSS_FLOOR) / (n - k - 2)) * scale[mine]
+            out["rss"][mine] = fit.rss1 * scale[mine] ** 2
             residuals[mine] = fit.residuals * scale[mine, None]
             if not last:
                 estimate[mine] = estimate_phi(t, fit, phi_index[mine])
@@ -147,6 +162,26 @@ def under_way(t: Array, scan: OnlineScan, row: int) -> bool:
     return ratio >= LEAST_JUMP_RATIO[int(np.searchsorted(PHI_EDGES, phi, side="right"))]
 
 
+def soon_over(t: Array, scan: OnlineScan, rows: Indices) -> Flags:
+    """Tell of each of the given rows whether its rise is over soon: a slow one explains the curve much worse.
+
+    While a change is under way, a kink and a wide rise look like the first half of a narrow one; that it slows down
+    tells them apart. Formula: n ln(RSS_slow / RSS_abrupt) >= 6, where RSS_slow is the smallest over the smooth bases
+    plus one slow rise that started or has its midpoint among the last 40 snapshots, or one learning curve under a
+    warm-up, at the same phi.
+    """
+    over = np.zeros(len(rows), dtype=bool)
+    for phi in np.unique(scan.phi[rows]):
+        mine: Indices = np.flatnonzero(scan.phi[rows] == phi)
+        picked = scan.filtered[rows[mine]]
+        unit = np.maximum(np.ptp(picked, axis=1), 1e-300)
+        centered = (picked - np.median(picked, axis=1, keepdims=True)) / unit[:, None]
+        slow = fit_rows(centered, _slow_design(t.tobytes(), float(phi))).rss1
+        abrupt = np.maximum(scan.rss[rows[mine]] / unit**2, RSS_FLOOR * len(t))
+        over[mine] = len(t) * np.log(slow / abrupt) >= LEAST_OVER_SLOW
+    return over
+
+
 def _candidates(t: Array) -> tuple[Array, Array]:
     """Return midpoints and widths of the sigmoids whose midpoint has passed by now."""
     n = len(t)
@@ -170,6 +205,20 @@ def _rough_design(axis: bytes, phi_index: int) -> Design:
     shapes, wide, candidates = _columns(axis)
     some = np.flatnonzero(np.isin(_candidates(t)[1], WIDTHS[1::2]))[::2]
     return build_design(t, float(PHI_GRID[phi_index]), shapes, wide, candidates[:, some])
+
+
+@lru_cache(maxsize=8)
+def _slow_design(axis: bytes, phi: float) -> Design:
+    t = np.frombuffer(axis, dtype=np.float64)
+    shapes, wide, _ = _columns(axis)
+    first = t[max(len(t) - 1 - LOOK_BACK, 2)]
+    midpoints = np.linspace(first, t[-1] + SLOW_AHEAD, LOOK_BACK // 2)
+    sigmoids = sigmoid_grid(t, midpoints, np.array(SLOW_WIDTHS))
+    since = np.maximum(t[:, None] - t[None, max(len(t) - 1 - LOOK_BACK, 2) : -2], 0.0)
+    kinks = [since if np.isinf(time) else -np.expm1(-since / time) for time in SLOW_TIMES]
+    passed = [np.where(t < warm, t**2 / (2 * warm), t - warm / 2) for warm in WARM_UPS]
+    warm_ups = np.stack([np.exp(-progress / time) for progress in passed for time in WARM_TIMES], axis=1)
+    return build_design(t, phi, shapes, wide, np.concatenate([sigmoids, *kinks, warm_ups], axis=1))
 
 
 @lru_cache(maxsize=2)

@@ -248,6 +248,37 @@ def test_a_spike_that_decays_with_two_percent_of_the_run_is_never_confirmed():
         assert "confirmed" not in kinds
 
 
+def test_a_kink_of_a_quiet_curve_is_never_confirmed():
+    t = np.linspace(0, 1, 200)
+    warm_up = np.where(t < 0.1, t**2 / 0.2, t - 0.05)
+    curves = {
+        "slope": 0.3 * t + 2 * np.maximum(t - 0.5, 0),
+        "relaxation": np.exp(-np.maximum(t - 0.4, 0) / 0.2),
+        "warm-up": np.exp(-warm_up / 0.2),
+        "wide rise": 1 / (1 + np.exp(-4.394 * (t - 0.5) / 0.2)),
+    }
+    for name, curve in curves.items():
+        kinds = [kind for _, kind in followed(t, curve + 0.002 * np.random.default_rng(4).standard_normal(200))]
+        assert "confirmed" not in kinds, name
+    # The narrow rise of the same height is, under the same noise.
+    step = 1 / (1 + np.exp(-4.394 * (t - 0.5) / 0.05))
+    assert "confirmed" in [
+        kind for _, kind in followed(t, step + 0.002 * np.random.default_rng(4).standard_normal(200))
+    ]
+
+
+def test_a_rise_is_soon_over_and_a_kink_is_not():
+    from spectral.detection.online_statistic import scan_online, soon_over
+
+    t = np.linspace(0, 1, 200)
+    rng = np.random.default_rng(5)
+    narrow = 1 / (1 + np.exp(-4.394 * (t - 0.5) / 0.06))
+    kink = 10 * np.maximum(t - 0.47, 0)
+    rows = np.stack([narrow, kink]) + 0.005 * rng.standard_normal((2, 200))
+    seen = 110  # five percent of the run after the midpoint
+    assert soon_over(t[:seen], scan_online(t[:seen], rows[:, :seen]), np.arange(2)).tolist() == [True, False]
+
+
 def test_the_number_of_processes_does_not_change_the_calibration(monkeypatch):
     from spectral.detection import calibration
 

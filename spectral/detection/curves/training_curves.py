@@ -86,6 +86,19 @@ def warmup_kink(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None
     return np.exp(-passed / tau) + _noise(t, rng, 0.04), None
 
 
+def quiet_kink(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """0.3 t + b (t - k)+ under a tenth of the usual noise, as a loss on fixed probes has it."""
+    y = 0.3 * t + rng.uniform(1, 3) * np.maximum(t - rng.uniform(0.3, 0.7), 0)
+    return y + 0.1 * _noise(t, rng, 0.04), None
+
+
+def quiet_warmup(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """`warmup_kink` under a tenth of its noise."""
+    warm, tau = rng.uniform(0.02, 0.15), rng.uniform(0.08, 0.4)
+    passed = np.where(t < warm, t**2 / (2 * warm), t - warm / 2)
+    return np.exp(-passed / tau) + 0.1 * _noise(t, rng, 0.04), None
+
+
 def cosine_schedule(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
     """Loss whose progress follows the integral of a cosine schedule; its noise shrinks with the rate."""
     passed = (t + np.sin(np.pi * t) / np.pi) / 2
@@ -244,6 +257,8 @@ TRAINING_NULL: dict[str, Family] = {
         periodic,
         decaying_spikes,
         warmup_kink,
+        quiet_kink,
+        quiet_warmup,
         cosine_schedule,
         step_decay,
         shrinking_noise,
