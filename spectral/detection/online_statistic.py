@@ -46,7 +46,9 @@ LOOK_BACK = 40
 SLOW_WIDTHS = (0.16, 0.25, 0.4)
 SLOW_TIMES = (0.08, 0.16, 0.4, np.inf)
 WARM_UPS, WARM_TIMES = np.geomspace(0.02, 0.16, 7), np.geomspace(0.06, 0.5, 5)  # warm-ups, and relaxations after them
-SLOW_AHEAD = 0.1  # a wide rise may have its midpoint that far ahead
+# Shares of the run: how long ago a slow rise may have begun, how far ahead its midpoint may lie.
+SLOW_BACK, SLOW_AHEAD = 0.3, 0.1
+SLOW_STARTS = 60
 # Required of n ln(RSS_slow / RSS_abrupt): a likelihood ratio of e^3 for the abrupt curve.
 LEAST_OVER_SLOW = 6.0
 SETTLED = 1
@@ -167,8 +169,7 @@ def soon_over(t: Array, scan: OnlineScan, rows: Indices) -> Flags:
 
     While a change is under way, a kink and a wide rise look like the first half of a narrow one; that it slows down
     tells them apart. Formula: n ln(RSS_slow / RSS_abrupt) >= 6, where RSS_slow is the smallest over the smooth bases
-    plus one slow rise that started or has its midpoint among the last 40 snapshots, or one learning curve under a
-    warm-up, at the same phi.
+    plus one slow rise that began in the last 30 % of the run, or one learning curve under a warm-up, at the same phi.
     """
     over = np.zeros(len(rows), dtype=bool)
     for phi in np.unique(scan.phi[rows]):
@@ -204,6 +205,8 @@ def _rough_design(axis: bytes, phi_index: int) -> Design:
     t = np.frombuffer(axis, dtype=np.float64)
     shapes, wide, candidates = _columns(axis)
     some = np.flatnonzero(np.isin(_candidates(t)[1], WIDTHS[1::2]))[::2]
+    if len(some) == 0:  # so short an axis that the narrowest width alone fits into it
+        some = np.arange(candidates.shape[1])
     return build_design(t, float(PHI_GRID[phi_index]), shapes, wide, candidates[:, some])
 
 
@@ -211,10 +214,9 @@ def _rough_design(axis: bytes, phi_index: int) -> Design:
 def _slow_design(axis: bytes, phi: float) -> Design:
     t = np.frombuffer(axis, dtype=np.float64)
     shapes, wide, _ = _columns(axis)
-    first = t[max(len(t) - 1 - LOOK_BACK, 2)]
-    midpoints = np.linspace(first, t[-1] + SLOW_AHEAD, LOOK_BACK // 2)
-    sigmoids = sigmoid_grid(t, midpoints, np.array(SLOW_WIDTHS))
-    since = np.maximum(t[:, None] - t[None, max(len(t) - 1 - LOOK_BACK, 2) : -2], 0.0)
+    first = max(t[-1] - SLOW_BACK, t[2])
+    sigmoids = sigmoid_grid(t, np.linspace(first, t[-1] + SLOW_AHEAD, SLOW_STARTS // 2), np.array(SLOW_WIDTHS))
+    since = np.maximum(t[:, None] - np.linspace(first, t[-3], SLOW_STARTS), 0.0)
     kinks = [since if np.isinf(time) else -np.expm1(-since / time) for time in SLOW_TIMES]
     passed = [np.where(t < warm, t**2 / (2 * warm), t - warm / 2) for warm in WARM_UPS]
     warm_ups = np.stack([np.exp(-progress / time) for progress in passed for time in WARM_TIMES], axis=1)

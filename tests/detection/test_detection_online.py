@@ -46,7 +46,7 @@ def test_a_transition_is_confirmed_soon_after_and_never_before(detector):
     events = feed(detector(log_signals=["lambda_1"]), steps, rows)
     confirmed = [e for e in events if e.kind == "transition_confirmed"]
     assert len(confirmed) == 1
-    assert 450 < confirmed[0].step <= 450 + 140
+    assert 450 < confirmed[0].step <= 450 + 150
     assert confirmed[0].midpoint == pytest.approx(450, abs=25)
     assert len({FAMILIES[name] for name in confirmed[0].signals}) >= 2
     kinds = [e.kind for e in events if e.signal == "score"]
@@ -185,10 +185,13 @@ def test_bad_input_is_named_with_its_remedy(detector):
         watcher.load_state_dict(OnlineDetector({"a": "b"}, planned_steps=1).state_dict())
 
 
-def test_thresholds_rise_with_length_and_strictness():
+def test_thresholds_rise_with_strictness_and_lie_between_the_table_s_lengths():
     from spectral.detection.thresholds import LEVELS, threshold
 
-    assert threshold(50, 0.05) < threshold(100, 0.05) < threshold(150, 0.05)
+    # They need not rise with length: what each is compared with is T times the scale of its kind.
+    low, high = sorted((threshold(100, 0.05), threshold(200, 0.05)))
+    assert 0 < low < threshold(140, 0.05) < high
+    assert threshold(400, 0.05) == threshold(5000, 0.05)
     by_level = [threshold(60, level) for level in LEVELS]
     assert by_level == sorted(by_level)
     assert threshold(5, 0.05) == threshold(30, 0.05)
@@ -277,6 +280,16 @@ def test_a_rise_is_soon_over_and_a_kink_is_not():
     rows = np.stack([narrow, kink]) + 0.005 * rng.standard_normal((2, 200))
     seen = 110  # five percent of the run after the midpoint
     assert soon_over(t[:seen], scan_online(t[:seen], rows[:, :seen]), np.arange(2)).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("planned", [30, 800, 5000])
+def test_the_simulation_looks_as_early_as_the_detector_on_any_axis(planned):
+    from spectral.detection.online_calibration import gated_online
+
+    t = np.linspace(0, 1, planned)[:10]
+    statistic, kind, _ = gated_online(t, np.random.default_rng(0).standard_normal((3, 10)))
+    assert statistic.shape == kind.shape == (3,)
+    assert not np.isnan(statistic).any()
 
 
 def test_the_number_of_processes_does_not_change_the_calibration(monkeypatch):
