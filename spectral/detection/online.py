@@ -6,9 +6,8 @@ end; the online one is early and therefore rougher.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -98,7 +97,7 @@ class OnlineDetector:
         Args:
             signals: name of each signal -> its family, for example "behaviour", "circuits", "spectrum".
             planned_steps: length of the run in optimizer steps.
-            significance: probability that one null signal becomes a candidate at any time of the run, in [0.01, 0.2].
+            significance: probability that one null signal is confirmed at any time of the run, in [0.01, 0.2].
             seed: the run's seed.
             min_snapshots: snapshots before the first look, at least 10 (the thresholds count looks from there on).
             log_signals: signals to be analysed as logarithms; their values <= 0 are skipped.
@@ -256,10 +255,7 @@ class OnlineDetector:
                 scale = kind_scales(self._planned_snapshots(track))[kinds[i]]
                 statistic = float(scan.statistic[i] * scale)
                 track.statistic = statistic if math.isfinite(statistic) else None
-                found = (float(scan.midpoint[i]), float(scan.width[i]), float(scan.amplitude[i]))
-                lively = under_way(t, scan, i)
-                over = partial(_soon_over, t, scan, i)
-                kind = self._advance(track, t, scan.filtered[i], found, lively=lively, over=over)
+                kind = self._advance(track, t, scan, i)
                 if kind is not None:
                     events.append(
                         OnlineEvent(
@@ -274,21 +270,19 @@ class OnlineDetector:
                     )
         return sorted(events, key=lambda event: list(self._families).index(str(event.signal)))
 
-    def _advance(
-        self, track: _Track, t: Array, y: Array, found: tuple[float, ...], *, lively: bool, over: Callable[[], bool]
-    ) -> str | None:
-        """Move one signal's state; return the kind of event, if any. `over` is asked only where all else confirms."""
+    def _advance(self, track: _Track, t: Array, scan: OnlineScan, row: int) -> str | None:
+        """Move one signal's state; return the kind of event, if any."""
         if track.status == "confirmed":
             # Its sigmoid is settled: T may fade once the change lies far back, only a lost level revokes.
             # One that was confirmed under way is judged once enough has come after it.
             enough = np.count_nonzero(t > track.midpoint + track.width / 2) >= MIN_AFTER
             test = persists if enough else holds
-            stays = test(t, y, midpoint=track.midpoint, width=track.width, amplitude=track.amplitude)
+            stays = test(t, scan.filtered[row], midpoint=track.midpoint, width=track.width, amplitude=track.amplitude)
             if not stays:
                 track.status = "revoked"
                 return "revoked"
-        midpoint, width, amplitude = found
-        passes = lively and track.statistic is not None and track.statistic > self._threshold(track)
+        midpoint, width, amplitude = (float(values[row]) for values in (scan.midpoint, scan.width, scan.amplitude))
+        passes = track.statistic is not None and track.statistic > self._threshold(track) and under_way(t, scan, row)
         if track.status == "candidate" and not passes:
             track.status, track.kept = "revoked", 0
             return "revoked"
@@ -309,7 +303,8 @@ class OnlineDetector:
             track.status, track.kept = "candidate", 0
             return "candidate"
         track.kept = 0 if moved else track.kept + 1
-        if track.kept >= confirm_after(self._planned_snapshots(track)) and over():
+        waited = track.kept >= confirm_after(self._planned_snapshots(track))
+        if waited and soon_over(t, scan, np.array([row]))[0]:
             track.status = "confirmed"
             return "confirmed"
         return None
@@ -354,7 +349,3 @@ class OnlineDetector:
             if len(families) >= MIN_FAMILIES and confirmed and len(near) > len(best):
                 best = near
         return best
-
-
-def _soon_over(t: Array, scan: OnlineScan, row: int) -> bool:
-    return bool(soon_over(t, scan, np.array([row]))[0])

@@ -68,7 +68,6 @@ class OnlineScan:
         width: [B] 10-90 % width, as fraction of the planned run.
         amplitude: [B] signed height in units of the rows.
         noise_sd: [B] marginal noise sd in the same units.
-        rss: [B] residual sum of squares of the abrupt fit, in squared units of the rows.
         phi: [B] noise coefficient used, a value of `PHI_GRID`.
         filtered: [B, n] the rows without isolated outliers.
         residuals: [B, n] what the abrupt fit leaves of them, whitened.
@@ -79,7 +78,6 @@ class OnlineScan:
     width: Array
     amplitude: Array
     noise_sd: Array
-    rss: Array
     phi: Array
     filtered: Array
     residuals: Array
@@ -114,12 +112,11 @@ def scan_online(t: Array, rows: Array, *, least: float = -np.inf) -> OnlineScan:
             width=empty,
             amplitude=empty,
             noise_sd=empty,
-            rss=empty,
             phi=empty,
             filtered=filtered,
             residuals=filtered,
         )
-    out = {name: np.empty(b) for name in ("statistic", "midpoint", "width", "amplitude", "noise_sd", "rss")}
+    out = {name: np.empty(b) for name in ("statistic", "midpoint", "width", "amplitude", "noise_sd")}
     residuals = np.empty_like(scaled)
     phi_index = np.full(b, int(np.argmin(np.abs(PHI_GRID - PHI_START))))
     stale = np.ones(b, dtype=bool)
@@ -138,7 +135,6 @@ def scan_online(t: Array, rows: Array, *, least: float = -np.inf) -> OnlineScan:
             out["width"][mine] = widths[fit.candidate]
             out["amplitude"][mine] = fit.amplitude * scale[mine]
             out["noise_sd"][mine] = np.sqrt(np.maximum(fit.rss1, RSS_FLOOR) / (n - k - 2)) * scale[mine]
-            out["rss"][mine] = fit.rss1 * scale[mine] ** 2
             residuals[mine] = fit.residuals * scale[mine, None]
             if not last:
                 estimate[mine] = estimate_phi(t, fit, phi_index[mine])
@@ -178,7 +174,7 @@ def soon_over(t: Array, scan: OnlineScan, rows: Indices) -> Flags:
         unit = np.maximum(np.ptp(picked, axis=1), 1e-300)
         centered = (picked - np.median(picked, axis=1, keepdims=True)) / unit[:, None]
         slow = fit_rows(centered, _slow_design(t.tobytes(), float(phi))).rss1
-        abrupt = np.maximum(scan.rss[rows[mine]] / unit**2, RSS_FLOOR * len(t))
+        abrupt = np.maximum(np.sum(scan.residuals[rows[mine]] ** 2, axis=1) / unit**2, RSS_FLOOR * len(t))
         over[mine] = len(t) * np.log(slow / abrupt) >= LEAST_OVER_SLOW
     return over
 

@@ -170,10 +170,13 @@ def stretched(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
     return 1 - np.exp(-((t / rng.uniform(0.1, 0.5)) ** rng.uniform(0.5, 1.4))) + _noise(t, rng, 0.04), None
 
 
+def _kinked(t: Array, rng: np.random.Generator) -> Array:
+    return np.asarray(0.3 * t + rng.uniform(1, 3) * np.maximum(t - rng.uniform(0.3, 0.7), 0), dtype=np.float64)
+
+
 def slope_kink(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
     """0.3 t + b (t - k)+."""
-    y = 0.3 * t + rng.uniform(1, 3) * np.maximum(t - rng.uniform(0.3, 0.7), 0)
-    return y + _noise(t, rng, 0.04), None
+    return _kinked(t, rng) + _noise(t, rng, 0.04), None
 
 
 def slow_accuracy(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:

@@ -13,6 +13,7 @@ from spectral.detection.curves.families import (
     _basic_place,
     _crossings,
     _hard_place,
+    _kinked,
     _noise,
     _symmetric,
     ar1,
@@ -79,24 +80,25 @@ def decaying_spikes(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | 
     return y, None
 
 
-def warmup_kink(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
-    """Loss under a linear warm-up of 2-15 % of the run: quadratic progress first, an exponential after it."""
+def _warmed_up(t: Array, rng: np.random.Generator) -> Array:
     warm, tau = rng.uniform(0.02, 0.15), rng.uniform(0.08, 0.4)
     passed = np.where(t < warm, t**2 / (2 * warm), t - warm / 2)
-    return np.exp(-passed / tau) + _noise(t, rng, 0.04), None
+    return np.asarray(np.exp(-passed / tau), dtype=np.float64)
+
+
+def warmup_kink(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
+    """Loss under a linear warm-up of 2-15 % of the run: quadratic progress first, an exponential after it."""
+    return _warmed_up(t, rng) + _noise(t, rng, 0.04), None
 
 
 def quiet_kink(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
     """0.3 t + b (t - k)+ under a tenth of the usual noise, as a loss on fixed probes has it."""
-    y = 0.3 * t + rng.uniform(1, 3) * np.maximum(t - rng.uniform(0.3, 0.7), 0)
-    return y + 0.1 * _noise(t, rng, 0.04), None
+    return _kinked(t, rng) + 0.1 * _noise(t, rng, 0.04), None
 
 
 def quiet_warmup(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
     """`warmup_kink` under a tenth of its noise."""
-    warm, tau = rng.uniform(0.02, 0.15), rng.uniform(0.08, 0.4)
-    passed = np.where(t < warm, t**2 / (2 * warm), t - warm / 2)
-    return np.exp(-passed / tau) + 0.1 * _noise(t, rng, 0.04), None
+    return _warmed_up(t, rng) + 0.1 * _noise(t, rng, 0.04), None
 
 
 def cosine_schedule(t: Array, rng: np.random.Generator) -> tuple[Array, Truth | None]:
